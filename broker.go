@@ -1,0 +1,1045 @@
+package sse
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	mrand "math/rand/v2"
+	"net/http"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	defaultHistory      = 10_000
+	defaultHistoryBytes = 16 << 20
+	defaultRetry        = 3 * time.Second
+
+	// minQueue is how many frames the ring keeps for clients that are behind,
+	// however little History asks for: a burst is not to look like a gap.
+	minQueue = 256
+
+	// A client that is behind gets no more than this at a time: events,
+	// their bytes, and entries looked at under the broker's lock.
+	pullEvents  = 256
+	pullBytes   = pieceBytes
+	pullEntries = 1024
+)
+
+var (
+	// ErrClosed: the Broker was shut down.
+	ErrClosed = errors.New("sse: broker is shut down")
+
+	// ErrDuplicateID: an event with this ID is still in the history.
+	ErrDuplicateID = errors.New("sse: duplicate event ID")
+
+	// ErrFull: the Broker has MaxClients clients already.
+	ErrFull = errors.New("sse: too many clients")
+)
+
+// A Broker sends each event published to it to every client of the event's
+// topics, and keeps the latest ones for clients that were cut off. Its zero
+// value is ready for use. It is an [http.Handler] that serves the default
+// topic; [Broker.Serve] serves any others. All methods may be called by several
+// goroutines at once.
+//
+// The fields are set before the first call of a method and not changed after.
+type Broker struct {
+	// History is the number of events kept for clients that reconnect, of all
+	// topics together. 0 is 10,000. Negative keeps none: no ID is assigned, and
+	// a client that reconnects gets what is published from then on.
+	History int
+
+	// HistoryAge is how long an event is kept for clients that reconnect.
+	// 0 or negative is no limit.
+	HistoryAge time.Duration
+
+	// HistoryBytes bounds the encoded size of the events kept, in bytes. The
+	// newest event is kept whatever its size. 0 is 16 MiB; negative is no limit.
+	HistoryBytes int
+
+	// MaxClients bounds the clients served at one time. One more gets status
+	// 200, a reconnection time and the end of the stream, because a browser
+	// gives up for good on any other status. 0 or negative is no limit.
+	MaxClients int
+
+	// KeepAlive is the time without an event after which a client is sent a
+	// comment. 0 is 15 seconds; negative sends none, and then a client that
+	// vanished without a word is noticed only by the next event.
+	KeepAlive time.Duration
+
+	// WriteTimeout bounds each write to a client; one that takes longer is cut
+	// off, and catches up when it reconnects. 0 is 10 seconds; negative is no
+	// limit.
+	WriteTimeout time.Duration
+
+	// Retry is the reconnection time told to each client as it connects, in
+	// whole milliseconds. 0 is 3 seconds; negative tells none. Clients that the
+	// Broker sends away are told a random time between Retry and twice that, so
+	// that they do not return all at once.
+	Retry time.Duration
+
+	// CatchUp, if set, yields what the history cannot give a client that
+	// connects with lastEventID to topics: older events from a database, say,
+	// or a snapshot of the current state. It is asked for a client whose last
+	// event is not in the history, or that has seen none ("").
+	//
+	// Where the last event it yields has an ID that is in the history, the
+	// client goes on right after that event; otherwise with what was published
+	// since CatchUp was called. Its events bypass the history. An error it
+	// yields ends the client's stream, and the client will come back.
+	//
+	// It runs in the client's own goroutine and may block; ctx ends when the
+	// client leaves. Nil sends a client whose last event is not in the history
+	// an event of type "gap", whose data is the ID of that last event, and then
+	// all that the history holds.
+	CatchUp func(ctx context.Context, lastEventID string, topics []string) iter.Seq2[Event, error]
+
+	// Logger gets a record at level Debug for each client that comes or goes,
+	// and at Warn for what an operator should know. Nil is [slog.Default].
+	Logger *slog.Logger
+
+	published, delivered, replayed, behind, gaps atomic.Int64 // see Stats
+
+	// mu guards the fields below, the entries of the ring, all topics, and
+	// those fields of subscribers that say so. It is never held while
+	// something is written to a client or code of the program runs.
+	mu      sync.Mutex
+	ring    ring
+	prefix  string            // of assigned IDs; "" until the first use
+	ids     map[string]uint64 // where events with an ID of their own are in the ring
+	topics  map[string]*topic // those with a subscriber or an event in the ring
+	subs    map[*subscriber]struct{}
+	clients int                  // subscribers that count against MaxClients
+	warned  map[string]time.Time // when each warning was logged last
+	closed  bool                 // Shutdown was called
+	gone    chan struct{}        // closed when the last subscriber has left after that
+}
+
+// An entry is an event in its place in the order. It is not changed after it
+// was made.
+type entry struct {
+	seq    uint64 // 0: not from the ring
+	id     string
+	body   string // the encoded event without its ID
+	topics []*topic
+	at     time.Time
+}
+
+// appendTo appends the entry as it is written to a stream.
+func (e *entry) appendTo(b []byte) []byte {
+	return append(appendID(b, e.id), e.body...)
+}
+
+func (e *entry) size() int { return len(e.id) + len(e.body) }
+
+// isEvent tells an event from a mark that only sets the client's last event ID.
+func (e *entry) isEvent() bool { return len(e.body) > 1 }
+
+// A ring holds the newest entries, from sequence number tail up to head, in
+// the order they were published.
+type ring struct {
+	slots      []*entry // a power of two; the entry numbered seq is at seq modulo that
+	tail, head uint64   // the oldest entry's number; that of the newest, or tail-1
+	bytes      int      // size of all entries
+	evicted    string   // ID of the entry before tail
+}
+
+func (r *ring) len() int { return int(r.head + 1 - r.tail) }
+
+// at returns the entry numbered seq, which must be in the ring.
+func (r *ring) at(seq uint64) *entry { return r.slots[seq&uint64(len(r.slots)-1)] }
+
+func (r *ring) push(e *entry) {
+	if r.len() == len(r.slots) {
+		grown := make([]*entry, max(16, 2*len(r.slots)))
+		for seq := r.tail; seq <= r.head; seq++ {
+			grown[seq&uint64(len(grown)-1)] = r.at(seq)
+		}
+		r.slots = grown
+	}
+	r.head = e.seq
+	r.slots[e.seq&uint64(len(r.slots)-1)] = e
+	r.bytes += e.size()
+}
+
+// pop removes the oldest entry and returns it.
+func (r *ring) pop() *entry {
+	e := r.at(r.tail)
+	r.slots[r.tail&uint64(len(r.slots)-1)] = nil
+	r.tail++
+	r.bytes -= e.size()
+	r.evicted = e.id
+	return e
+}
+
+// A topic exists as long as it has a subscriber or an entry in the ring.
+type topic struct {
+	name string
+	refs int      // subscribers and entries
+	self []*topic // the topic alone, for entries that have no other
+	live []place  // its live subscribers
+}
+
+// A place is where a live subscriber stands in a topic: in live of the nth of
+// the subscriber's topics.
+type place struct {
+	sub *subscriber
+	nth int
+}
+
+// remove takes away the subscriber at index i of live.
+func (t *topic) remove(i int) {
+	last := len(t.live) - 1
+	moved := t.live[last]
+	moved.sub.index[moved.nth] = i
+	t.live[i], t.live[last] = moved, place{}
+	t.live = t.live[:last]
+}
+
+// A subscriber is one client, or one loop over Subscribe. It is live, and then
+// Publish hands it each entry through ch; or it is behind, and then it pulls
+// entries from the ring, beginning at cursor.
+type subscriber struct {
+	topics []*topic
+	wanted map[*topic]bool // topics again, if they are many
+	client bool            // counts against MaxClients
+
+	// ch is short, because the ring is the queue: while it is full and the
+	// subscriber behind, a burst gathers in the ring and leaves in one flush.
+	ch     chan *entry // a nil entry only wakes the receiver
+	behind atomic.Bool // changed with mu held; read without it, so that a live subscriber needs no lock
+
+	// Used by the subscriber's own goroutine alone.
+	lastID   string // ID of the last event it got, or what it came with
+	lastSeq  uint64 // the subscriber knows an ID at which this entry has passed
+	replayTo uint64 // entries up to this one are replayed ones
+	lost     bool   // what comes after lastID is not in the ring
+
+	// Guarded by the broker's mu.
+	cursor uint64             // behind: the first entry it has not pulled
+	since  uint64             // lost: the first entry published after that was found
+	seen   uint64             // the last entry that Publish handed to it
+	index  []int              // live: where it stands in each of its topics
+	cancel context.CancelFunc // ends a call of CatchUp
+	cut    func()             // ends a write
+}
+
+func (s *subscriber) wants(e *entry) bool {
+	for _, t := range e.topics {
+		if s.wanted[t] || s.wanted == nil && slices.Contains(s.topics, t) {
+			return true
+		}
+	}
+	return false
+}
+
+// wake makes the subscriber's goroutine look at what there is to do. If ch is
+// full it is about to do so anyway.
+func (s *subscriber) wake() {
+	select {
+	case s.ch <- nil:
+	default:
+	}
+}
+
+// initLocked prepares the zero Broker. The caller holds mu.
+func (b *Broker) initLocked() {
+	if b.prefix != "" {
+		return
+	}
+	// 40 random bits tell the IDs of two runs of a program apart.
+	b.prefix = strings.ToLower(rand.Text()[:8]) + "-"
+	b.ring.tail = 1
+	b.ids = map[string]uint64{}
+	b.topics = map[string]*topic{}
+	b.subs = map[*subscriber]struct{}{}
+	b.warned = map[string]time.Time{}
+}
+
+// Publish sends ev to every subscriber of the topics, once, and keeps it in the
+// history. No topic is the default topic, whose name is "". Publish waits for
+// no client: one that falls behind catches up from the history. It takes time
+// in proportion to the subscribers of the topics that are not behind.
+//
+// Without an ID the event is assigned one. One that is in the history already
+// is refused with [ErrDuplicateID], which makes it harmless to publish an event
+// again. After Shutdown the error is [ErrClosed], and for an event that cannot
+// be sent that of [Event.AppendText]. After an error nobody was sent anything.
+func (b *Broker) Publish(ev Event, topics ...string) error {
+	if err := ev.check(); err != nil {
+		return err
+	}
+	e := newEntry(ev)
+	topics = distinct(topics)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return ErrClosed
+	}
+	b.initLocked()
+	e.seq = b.ring.head + 1
+	if err := b.identifyLocked(e); err != nil {
+		return err
+	}
+	e.topics = b.holdLocked(topics)
+	e.at = time.Now()
+	b.ring.push(e)
+	b.evictLocked()
+	b.published.Add(1)
+	for _, t := range e.topics {
+		// Backwards, because a subscriber that is left behind is removed.
+		for i := len(t.live) - 1; i >= 0; i-- {
+			b.handLocked(e, t.live[i].sub)
+		}
+	}
+	return nil
+}
+
+// scratch holds buffers of up to about pieceBytes.
+var scratch = sync.Pool{New: func() any { return new([]byte) }}
+
+// newEntry returns an entry for ev, which was checked.
+func newEntry(ev Event) *entry {
+	buf := scratch.Get().(*[]byte)
+	b := ev.appendBody((*buf)[:0])
+	e := &entry{id: ev.ID, body: string(b)}
+	putScratch(buf, b)
+	return e
+}
+
+func putScratch(buf *[]byte, b []byte) {
+	if cap(b) <= 2*pieceBytes {
+		*buf = b
+		scratch.Put(buf)
+	}
+}
+
+// identifyLocked assigns an ID to an entry that has none, and makes sure that
+// no other entry has the same.
+func (b *Broker) identifyLocked(e *entry) error {
+	if b.History < 0 {
+		return nil
+	}
+	if e.id == "" {
+		e.id = b.assignedID(e.seq)
+		return nil
+	}
+	_, known := b.ids[e.id]
+	if known || strings.HasPrefix(e.id, b.prefix) {
+		return fmt.Errorf("%w %s", ErrDuplicateID, quote(e.id))
+	}
+	b.ids[e.id] = e.seq
+	return nil
+}
+
+// assignedID returns the ID of an entry that was published without one. It
+// also stands for the place right after any other entry.
+func (b *Broker) assignedID(seq uint64) string {
+	return b.prefix + strconv.FormatUint(seq, 36)
+}
+
+// handLocked hands e to s, or leaves s behind.
+func (b *Broker) handLocked(e *entry, s *subscriber) {
+	if s.seen == e.seq { // it listens to another of e's topics
+		return
+	}
+	s.seen = e.seq
+	select {
+	case s.ch <- e:
+	default:
+		b.leaveBehindLocked(s, e.seq)
+		b.behind.Add(1)
+	}
+}
+
+// leaveBehindLocked makes s, which is live, pull what comes from cursor on.
+func (b *Broker) leaveBehindLocked(s *subscriber, cursor uint64) {
+	for nth, t := range s.topics {
+		t.remove(s.index[nth])
+	}
+	s.cursor = cursor
+	s.behind.Store(true)
+	// The subscriber may have emptied ch since it was found full, and would
+	// then sleep on.
+	s.wake()
+}
+
+// goLiveLocked makes s, which has pulled all there is, live.
+func (b *Broker) goLiveLocked(s *subscriber) {
+	for nth, t := range s.topics {
+		s.index[nth] = len(t.live)
+		t.live = append(t.live, place{s, nth})
+	}
+	s.behind.Store(false)
+}
+
+// distinct returns each of the names once; no name is the default topic's.
+func distinct(names []string) []string {
+	switch len(names) {
+	case 0:
+		return []string{""}
+	case 1:
+		return names
+	}
+	return slices.Compact(slices.Sorted(slices.Values(names)))
+}
+
+// holdLocked returns the topics of these distinct names, each with one more
+// reference.
+func (b *Broker) holdLocked(names []string) []*topic {
+	topics := make([]*topic, len(names))
+	for i, name := range names {
+		t := b.topics[name]
+		if t == nil {
+			t = &topic{name: name}
+			t.self = []*topic{t}
+			b.topics[name] = t
+		}
+		t.refs++
+		topics[i] = t
+	}
+	if len(topics) == 1 {
+		return topics[0].self
+	}
+	return topics
+}
+
+// releaseLocked gives the references back.
+func (b *Broker) releaseLocked(topics []*topic) {
+	for _, t := range topics {
+		if t.refs--; t.refs == 0 {
+			delete(b.topics, t.name)
+		}
+	}
+}
+
+// evictLocked removes the entries that the ring need not hold any longer.
+func (b *Broker) evictLocked() {
+	most := max(cmp.Or(b.History, defaultHistory), minQueue)
+	mostBytes := cmp.Or(b.HistoryBytes, defaultHistoryBytes)
+	for b.ring.len() > 1 {
+		tooMany := b.ring.len() > most
+		tooLarge := mostBytes > 0 && b.ring.bytes > mostBytes
+		tooOld := b.ring.len() > minQueue && b.expired(b.ring.at(b.ring.tail))
+		if !tooMany && !tooLarge && !tooOld {
+			return
+		}
+		// The ID of the last evicted entry stays known: a client that has it
+		// has missed nothing yet.
+		delete(b.ids, b.ring.evicted)
+		b.releaseLocked(b.ring.pop().topics)
+	}
+}
+
+func (b *Broker) expired(e *entry) bool {
+	return b.HistoryAge > 0 && time.Since(e.at) > b.HistoryAge
+}
+
+// historyLocked returns the first entry that a client that reconnects may get.
+func (b *Broker) historyLocked() uint64 {
+	if b.History < 0 {
+		return b.ring.head + 1
+	}
+	n := min(b.ring.len(), cmp.Or(b.History, defaultHistory))
+	first := b.ring.head + 1 - uint64(n)
+	return first + uint64(sort.Search(n, func(i int) bool {
+		return !b.expired(b.ring.at(first + uint64(i)))
+	}))
+}
+
+// findLocked returns the number of the entry with this ID, or of the one that
+// it stands right behind.
+func (b *Broker) findLocked(id string) (seq uint64, ok bool) {
+	if seq, ok = b.ids[id]; ok {
+		return seq, true
+	}
+	digits, ok := strings.CutPrefix(id, b.prefix)
+	if !ok || b.History < 0 {
+		return 0, false
+	}
+	seq, err := strconv.ParseUint(digits, 36, 64)
+	return seq, err == nil && seq <= b.ring.head && b.assignedID(seq) == id
+}
+
+// idLocked returns an ID for the place right after the entry numbered seq: its
+// own, if that is still known.
+func (b *Broker) idLocked(seq uint64) string {
+	switch {
+	case b.History < 0:
+		return ""
+	case seq >= b.ring.tail && seq <= b.ring.head:
+		return b.ring.at(seq).id
+	case seq+1 == b.ring.tail && b.ring.evicted != "":
+		return b.ring.evicted
+	}
+	return b.assignedID(seq)
+}
+
+// LastEventID returns the ID of the newest event, or one that stands for the
+// beginning if there is none yet. A stream that is opened with it, by a page
+// that was rendered with it say, has exactly the events published after this
+// call. It is "" if the Broker keeps no history.
+func (b *Broker) LastEventID() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.initLocked()
+	return b.idLocked(b.ring.head)
+}
+
+// join adds s, which begins behind, with its first entry to pull after lastID.
+// It returns the ID that a client that came without one is to start from.
+func (b *Broker) join(s *subscriber, lastID string, names []string) (start string, err error) {
+	names = distinct(names)
+	lastID = strings.ToValidUTF8(lastID[:min(len(lastID), maxIDBytes)], "\ufffd")
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.initLocked()
+	switch {
+	case b.closed:
+		return "", ErrClosed
+	case s.client && b.MaxClients > 0 && b.clients >= b.MaxClients:
+		return "", ErrFull
+	}
+	if s.client {
+		b.clients++
+	}
+	b.subs[s] = struct{}{}
+	s.topics = b.holdLocked(names)
+	s.index = make([]int, len(s.topics))
+	if len(s.topics) > 8 {
+		s.wanted = make(map[*topic]bool, len(s.topics))
+		for _, t := range s.topics {
+			s.wanted[t] = true
+		}
+	}
+	s.ch = make(chan *entry, 1)
+	s.behind.Store(true)
+	s.lastID, s.lastSeq, s.replayTo = lastID, b.ring.head, b.ring.head
+	s.cursor, s.since = b.ring.head+1, b.ring.head+1
+	first := b.historyLocked()
+	seq, known := b.findLocked(lastID)
+	switch {
+	case lastID == "" && b.CatchUp == nil:
+		s.lastID = b.idLocked(b.ring.head)
+		return s.lastID, nil
+	case lastID == "":
+		s.lost = true
+	case known && seq+1 >= first:
+		s.cursor = seq + 1
+	case b.History >= 0 || b.CatchUp != nil:
+		s.lost, s.cursor = true, first
+		b.gaps.Add(1)
+	}
+	return "", nil
+}
+
+// leave removes s.
+func (b *Broker) leave(s *subscriber) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !s.behind.Load() {
+		b.leaveBehindLocked(s, 0)
+	}
+	if s.client {
+		b.clients--
+	}
+	b.releaseLocked(s.topics)
+	delete(b.subs, s)
+	if b.closed && len(b.subs) == 0 {
+		close(b.gone)
+	}
+}
+
+// run gives s what it is owed, through send, until the stream ends, and returns
+// why. It calls send with no entries when s was woken for another reason.
+func (b *Broker) run(ctx context.Context, s *subscriber, send func([]*entry) error) error {
+	for {
+		if s.lost {
+			if err := b.bridge(ctx, s, send); err != nil {
+				return err
+			}
+		}
+		var first *entry
+		if !s.behind.Load() {
+			select {
+			case first = <-s.ch:
+			case <-ctx.Done():
+				return leftError(ctx)
+			}
+		}
+		if err := b.step(s, first, send); err != nil {
+			return err
+		}
+	}
+}
+
+// batches holds slices of up to about pullEvents entries, so that a subscriber
+// has one only while it is given something.
+var batches = sync.Pool{New: func() any { return new([]*entry) }}
+
+// step gives s the entry it received, if any, and if it is behind what it can
+// pull, all in one call of send. It returns ErrClosed when that was the last.
+func (b *Broker) step(s *subscriber, first *entry, send func([]*entry) error) error {
+	buf := batches.Get().(*[]*entry)
+	batch := (*buf)[:0]
+	if first != nil {
+		batch = append(batch, first)
+	}
+	var end error
+	if s.behind.Load() {
+		batch, end = b.pull(s, batch)
+	}
+	if err := b.give(s, batch, send); err != nil {
+		end = err
+	}
+	clear(batch)
+	*buf = batch[:0]
+	batches.Put(buf)
+	return end
+}
+
+// pull appends to batch what waits in s.ch and then what s, which is behind, can
+// take from the ring, and makes s live if that is all. It returns ErrClosed if
+// that is all there will ever be.
+func (b *Broker) pull(s *subscriber, batch []*entry) ([]*entry, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	// What is in ch was published before what is at cursor.
+	select {
+	case e := <-s.ch:
+		if e != nil {
+			batch = append(batch, e)
+		}
+	default:
+	}
+	if s.cursor < b.ring.tail {
+		s.lost, s.cursor, s.since = true, b.ring.tail, b.ring.head+1
+		b.gaps.Add(1)
+		return batch, nil
+	}
+	bytes := 0
+	for range pullEntries {
+		if s.cursor > b.ring.head {
+			if b.closed {
+				return batch, ErrClosed
+			}
+			b.goLiveLocked(s)
+			return batch, nil
+		}
+		if len(batch) >= pullEvents || bytes >= pullBytes {
+			return batch, nil
+		}
+		e := b.ring.at(s.cursor)
+		s.cursor++
+		if s.wants(e) {
+			batch = append(batch, e)
+			bytes += e.size()
+		}
+	}
+	return batch, nil
+}
+
+// give sends the batch and takes note of it.
+func (b *Broker) give(s *subscriber, batch []*entry, send func([]*entry) error) error {
+	if err := send(batch); err != nil || len(batch) == 0 {
+		return err
+	}
+	b.delivered.Add(int64(len(batch)))
+	if s.lastSeq < s.replayTo {
+		replayed := 0
+		for _, e := range batch {
+			if e.seq > 0 && e.seq <= s.replayTo {
+				replayed++
+			}
+		}
+		b.replayed.Add(int64(replayed))
+	}
+	last := batch[len(batch)-1]
+	if last.id != "" {
+		s.lastID = last.id
+	}
+	s.lastSeq = max(s.lastSeq, last.seq)
+	return nil
+}
+
+// bridge gives s, whose place is not in the history, what CatchUp yields, or
+// else the gap event, and has it go on from there.
+func (b *Broker) bridge(ctx context.Context, s *subscriber, send func([]*entry) error) error {
+	s.lost = false
+	if b.CatchUp == nil {
+		b.mu.Lock()
+		id := b.idLocked(s.cursor - 1)
+		b.mu.Unlock()
+		gap := newEntry(Event{Type: "gap", Data: s.lastID})
+		gap.id = id
+		return b.give(s, []*entry{gap}, send)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	b.mu.Lock()
+	s.cancel = cancel
+	b.mu.Unlock()
+
+	var batch []*entry
+	bytes, last := 0, ""
+	for ev, err := range b.CatchUp(ctx, s.lastID, names(s.topics)) {
+		if err == nil {
+			err = ev.check()
+		}
+		if err != nil {
+			b.warn("sse: CatchUp failed", "error", err)
+			return fmt.Errorf("sse: CatchUp: %w", err)
+		}
+		e := newEntry(ev)
+		batch, bytes, last = append(batch, e), bytes+e.size(), ev.ID
+		if len(batch) >= pullEvents || bytes >= pullBytes {
+			if err := b.give(s, batch, send); err != nil {
+				return err
+			}
+			batch, bytes = batch[:0], 0
+		}
+	}
+	b.mu.Lock()
+	if seq, ok := b.findLocked(last); ok {
+		s.cursor = seq + 1
+	} else {
+		// A client that is cut off after this has all of CatchUp's events.
+		s.cursor = s.since
+		batch = append(batch, placeMark(b.idLocked(s.since-1)))
+	}
+	s.cancel = nil
+	b.mu.Unlock()
+	return b.give(s, batch, send)
+}
+
+func names(topics []*topic) []string {
+	names := make([]string, len(topics))
+	for i, t := range topics {
+		names[i] = t.name
+	}
+	return names
+}
+
+// Serve answers r with the stream of these topics, and blocks until it ends.
+// No topic is the default topic. The client first gets what it missed since its
+// [LastEventID]; a client without one begins with the next event published.
+// What runs before and after the call is the place to authorise, count and log.
+//
+// Serve returns why the stream ended: an error that wraps [ErrClientLeft],
+// [ErrTooSlow], [ErrClosed] after Shutdown, [ErrFull] if there were MaxClients
+// clients already, an error of CatchUp, or one of [NewWriter]; never nil, but
+// for HEAD, whose answer is the headers alone. The stream ends early when the
+// request's context does; the program may give r one of its own, to revoke a
+// client's access say.
+func (b *Broker) Serve(w http.ResponseWriter, r *http.Request, topics ...string) error {
+	if r.Method == http.MethodHead {
+		_, err := NewWriter(w, r)
+		return err
+	}
+	lastID := LastEventID(r)
+	s := &subscriber{client: true}
+	start, err := b.join(s, lastID, topics)
+	if err != nil {
+		b.turnAway(w, r, err)
+		return err
+	}
+	defer b.leave(s)
+	b.debug("sse: client came", r, "topics", topics, "lastEventID", s.lastID)
+	err = b.serve(w, r, s, start)
+	b.debug("sse: client gone", r, "topics", topics, "reason", err)
+	if errors.Is(err, http.ErrNotSupported) {
+		b.warn("sse: no stream is possible", "error", err)
+	}
+	return err
+}
+
+// ServeHTTP serves the default topic, as [Broker.Serve] does, to GET and HEAD.
+// Any other method is answered with status 405.
+func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		http.Error(w, http.StatusText(http.StatusMethodNotAllowed), http.StatusMethodNotAllowed)
+		return
+	}
+	b.Serve(w, r)
+}
+
+// serve is Serve for s, which joined. All it writes is written by this
+// goroutine, keep-alives included.
+func (b *Broker) serve(w http.ResponseWriter, r *http.Request, s *subscriber, start string) error {
+	out, err := newWriter(w, r, b.WriteTimeout)
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	s.cut = out.cut
+	b.mu.Unlock()
+
+	period := cmp.Or(b.KeepAlive, defaultKeepAlive)
+	var due atomic.Bool // the timer fired: look whether the client was idle all the time
+	var timer *time.Timer
+	if period > 0 {
+		timer = time.AfterFunc(period, func() { due.Store(true); s.wake() })
+		defer timer.Stop()
+	}
+	head := b.preamble(start)
+	err = b.run(r.Context(), s, func(batch []*entry) error {
+		if due.Swap(false) {
+			if len(batch) == 0 && time.Since(out.wrote) >= period {
+				head = b.appendKeepAlive(head, s)
+			}
+			defer func() { timer.Reset(period - time.Since(out.wrote)) }()
+		}
+		if len(head) == 0 && len(batch) == 0 {
+			return nil
+		}
+		err := writeEntries(out, head, batch)
+		head = head[:0]
+		return err
+	})
+	switch {
+	case out.isCut.Load():
+		return fmt.Errorf("%w before the client had all its events", ErrClosed)
+	case errors.Is(err, ErrClosed):
+		out.write(b.farewell())
+	}
+	return err
+}
+
+// writeEntries writes and flushes head and then the entries. However large they
+// are, it copies no more than a piece at a time.
+func writeEntries(out *Writer, head []byte, batch []*entry) error {
+	if err := out.begin(); err != nil {
+		return err
+	}
+	buf := scratch.Get().(*[]byte)
+	p := append((*buf)[:0], head...)
+	for _, e := range batch {
+		p = appendID(p, e.id)
+		for rest := e.body; rest != ""; {
+			if len(p) >= pieceBytes {
+				out.put(p)
+				p = p[:0]
+			}
+			n := min(len(rest), pieceBytes-len(p))
+			p = append(p, rest[:n]...)
+			rest = rest[n:]
+		}
+	}
+	out.put(p)
+	putScratch(buf, p)
+	return out.end()
+}
+
+// turnAway ends the stream at once, with a reconnection time: a browser gives
+// up for good on an answer that is no stream.
+func (b *Broker) turnAway(w http.ResponseWriter, r *http.Request, reason error) {
+	b.debug("sse: client turned away", r, "reason", reason)
+	if errors.Is(reason, ErrFull) {
+		b.warn("sse: clients are turned away", "MaxClients", b.MaxClients)
+	}
+	if out, err := newWriter(w, r, b.WriteTimeout); err == nil {
+		out.write(b.farewell())
+	}
+}
+
+// preamble returns what a client is told as it connects: the reconnection time,
+// and where it begins if it came without an ID. A browser dispatches no event
+// for that, but sends the ID if it is cut off before its first event.
+func (b *Broker) preamble(start string) []byte {
+	if b.Retry < 0 {
+		if start == "" {
+			return nil
+		}
+		return placeMark(start).appendTo(nil)
+	}
+	return Event{Retry: b.retry()}.appendBody(appendID(nil, start))
+}
+
+// farewell returns what a client is told as the Broker sends it away: to come
+// back at a random time, from Retry up to twice that, since many others will.
+func (b *Broker) farewell() []byte {
+	retry := b.retry()
+	return Event{Retry: retry + mrand.N(retry)}.appendBody(nil)
+}
+
+func (b *Broker) retry() time.Duration {
+	if b.Retry <= 0 {
+		return defaultRetry
+	}
+	return max(b.Retry, time.Millisecond)
+}
+
+// placeMark returns an entry that is no event and sets the client's last event
+// ID.
+func placeMark(id string) *entry {
+	if id == "" {
+		return &entry{}
+	}
+	return &entry{id: id, body: "\n"}
+}
+
+// appendKeepAlive appends what is sent to s, which got nothing for a while. A
+// client of a quiet topic among busy ones is told a newer ID before its own
+// leaves the history, or it would be told of a gap where it missed nothing.
+func (b *Broker) appendKeepAlive(p []byte, s *subscriber) []byte {
+	p = append(p, keepAliveFrame...)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	head := b.ring.head
+	missesNone := !s.behind.Load() && len(s.ch) == 0
+	if !missesNone || head-s.lastSeq <= uint64(b.ring.len()/2) {
+		return p
+	}
+	s.lastSeq, s.lastID = head, b.idLocked(head)
+	return placeMark(s.lastID).appendTo(p)
+}
+
+// Subscribe returns an iterator over the events of the topics, for consumers in
+// the process. No topic is the default topic. The subscription begins with the
+// loop and ends with it: with the events after lastEventID, or if that is ""
+// with the next one published; to begin at a certain moment, take LastEventID
+// then. The loop gets what a client would, gap events and CatchUp's included, and
+// the same is true for one that is too slow: nobody waits for it.
+//
+// Iteration blocks until there is an event. It ends with an error and a zero
+// Event: one that wraps the cause of ctx's end, [ErrClosed] after Shutdown, or
+// CatchUp's error.
+func (b *Broker) Subscribe(ctx context.Context, lastEventID string, topics ...string) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		s := &subscriber{}
+		if _, err := b.join(s, lastEventID, topics); err != nil {
+			yield(Event{}, err)
+			return
+		}
+		defer b.leave(s)
+		err := b.run(ctx, s, func(batch []*entry) error {
+			for _, e := range batch {
+				if err := context.Cause(ctx); err != nil {
+					return err
+				}
+				if e.isEvent() && !yield(parseEvent(e.id, e.body), nil) {
+					return errStop
+				}
+			}
+			return nil
+		})
+		if err != errStop {
+			yield(Event{}, err)
+		}
+	}
+}
+
+// errStop ends a loop over Subscribe that the program has left.
+var errStop = errors.New("sse: loop left")
+
+// Shutdown ends all streams and refuses new ones. Each client first gets the
+// events it is still owed, and a random reconnection time from Retry up to
+// twice that. Shutdown blocks until the last one has left. When ctx ends before
+// that, those that are left are cut off, and it returns the context's cause.
+//
+// An [http.Server] waits for its handlers when it shuts down, so end them then:
+//
+//	srv.RegisterOnShutdown(func() { broker.Shutdown(ctx) })
+func (b *Broker) Shutdown(ctx context.Context) error {
+	b.mu.Lock()
+	b.initLocked()
+	if !b.closed {
+		b.closed = true
+		b.gone = make(chan struct{})
+		if len(b.subs) == 0 {
+			close(b.gone)
+		}
+		for s := range b.subs {
+			if !s.behind.Load() {
+				b.leaveBehindLocked(s, b.ring.head+1)
+			}
+		}
+	}
+	b.mu.Unlock()
+	select {
+	case <-b.gone:
+		return nil
+	case <-ctx.Done():
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for s := range b.subs {
+		if s.cancel != nil {
+			s.cancel()
+		}
+		if s.cut != nil {
+			s.cut()
+		}
+	}
+	return context.Cause(ctx)
+}
+
+// Stats are figures of a Broker. Those without another word count from its
+// first use.
+type Stats struct {
+	Clients     int   // being served now, by Serve and ServeHTTP
+	Subscribers int   // loops over Subscribe now
+	Topics      int   // that have a client or an event in the history now
+	Published   int64 // events
+	Delivered   int64 // events, to all clients and subscribers
+	Replayed    int64 // of these, events from before the client connected
+	FellBehind  int64 // times a client had to be given events from the history because they came faster than it took them; usual in a burst
+	Gaps        int64 // times a client's place was not in the history any more
+}
+
+// Stats returns the current figures. It takes the same short time whatever they
+// are.
+func (b *Broker) Stats() Stats {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return Stats{
+		Clients:     b.clients,
+		Subscribers: len(b.subs) - b.clients,
+		Topics:      len(b.topics),
+		Published:   b.published.Load(),
+		Delivered:   b.delivered.Load(),
+		Replayed:    b.replayed.Load(),
+		FellBehind:  b.behind.Load(),
+		Gaps:        b.gaps.Load(),
+	}
+}
+
+func (b *Broker) logger() *slog.Logger {
+	if b.Logger == nil {
+		return slog.Default()
+	}
+	return b.Logger
+}
+
+// warn logs msg, but no more than once a minute: what goes wrong with one client
+// often does with all of them.
+func (b *Broker) warn(msg string, args ...any) {
+	b.mu.Lock()
+	last, ok := b.warned[msg]
+	due := !ok || time.Since(last) >= time.Minute
+	if due {
+		b.warned[msg] = time.Now()
+	}
+	b.mu.Unlock()
+	if due {
+		b.logger().Warn(msg, args...)
+	}
+}
+
+// debug logs what became of the client that sent r.
+func (b *Broker) debug(msg string, r *http.Request, args ...any) {
+	if l := b.logger(); l.Enabled(r.Context(), slog.LevelDebug) {
+		l.DebugContext(r.Context(), msg, append(args, "remote", r.RemoteAddr, "url", r.URL.Path)...)
+	}
+}

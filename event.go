@@ -1,0 +1,378 @@
+package sse
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// maxIDBytes bounds an event ID: it comes back as a request header, and what
+// is longer is no ID that this package ever sent.
+const maxIDBytes = 1 << 10
+
+// An Event is one message of an event stream. All text must be valid UTF-8,
+// which the standard prescribes for the whole stream.
+//
+// An Event that sets Retry and nothing else is no message: it tells the client
+// a new reconnection time, and a browser dispatches nothing for it. The zero
+// Event is a message with empty data.
+//
+// See https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream.
+type Event struct {
+	// ID is what the client sends back as Last-Event-ID when it reconnects.
+	// It has at most 1 KiB, no control characters, and no blank at either end.
+	// "" sends no id field; a [Broker] that keeps a history assigns one instead.
+	ID string
+
+	// Type is the name that a browser dispatches the event under, for
+	// addEventListener. "" is "message". It holds no CR, LF or NUL.
+	Type string
+
+	// Data is the payload: any text, over any number of lines. Each CR, LF and
+	// CRLF in it reaches the client as LF.
+	Data string
+
+	// Retry is the time that the client is to wait before it reconnects, from
+	// now on. It is sent in whole milliseconds, rounded down. 0 leaves the
+	// client's time as it is; a negative time, or one under a millisecond, is
+	// an error.
+	Retry time.Duration
+}
+
+// JSON returns an Event whose Data is v as [json.Marshal] writes it.
+func JSON(v any) (Event, error) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return Event{}, fmt.Errorf("sse: event data: %w", err)
+	}
+	return Event{Data: string(data)}, nil
+}
+
+// AppendText appends the event as it is written to a stream, with the blank
+// line that ends it, and implements [encoding.TextAppender]. An event that
+// could not be read back as it is gets an error that names the field and the
+// value, and b is returned as it was.
+func (e Event) AppendText(b []byte) ([]byte, error) {
+	if err := e.check(); err != nil {
+		return b, err
+	}
+	return e.appendBody(appendID(b, e.ID)), nil
+}
+
+// check returns an error if e cannot be sent.
+func (e Event) check() error {
+	switch {
+	case len(e.ID) > maxIDBytes:
+		return fmt.Errorf("sse: event ID %s is longer than %d bytes", quote(e.ID), maxIDBytes)
+	case strings.ContainsFunc(e.ID, unicode.IsControl):
+		return fmt.Errorf("sse: event ID %s contains a control character", quote(e.ID))
+	case strings.HasPrefix(e.ID, " ") || strings.HasSuffix(e.ID, " "):
+		return fmt.Errorf("sse: event ID %s begins or ends with a blank", quote(e.ID))
+	case !utf8.ValidString(e.ID):
+		return fmt.Errorf("sse: event ID %s is not valid UTF-8", quote(e.ID))
+	case strings.ContainsAny(e.Type, "\r\n\x00"):
+		return fmt.Errorf("sse: event type %s contains CR, LF or NUL", quote(e.Type))
+	case !utf8.ValidString(e.Type):
+		return fmt.Errorf("sse: event type %s is not valid UTF-8", quote(e.Type))
+	case !utf8.ValidString(e.Data):
+		return fmt.Errorf("sse: event data %s is not valid UTF-8", quote(e.Data))
+	case e.Retry < 0:
+		return fmt.Errorf("sse: event retry %v is negative", e.Retry)
+	case e.Retry > 0 && e.Retry < time.Millisecond:
+		return fmt.Errorf("sse: event retry %v is under a millisecond", e.Retry)
+	}
+	return nil
+}
+
+// quote returns s for an error message: in quotes, and shortened.
+func quote(s string) string {
+	if short := fmt.Sprintf("%.40s", s); len(short) < len(s) {
+		return strconv.Quote(short) + "…"
+	}
+	return strconv.Quote(s)
+}
+
+// appendID appends the id field. It stands apart from the body because a
+// Broker knows the ID only once the event has its place in the order.
+func appendID(b []byte, id string) []byte {
+	if id == "" {
+		return b
+	}
+	return appendField(b, "id: ", id)
+}
+
+// appendBody appends all but the id field of an event that was checked.
+func (e Event) appendBody(b []byte) []byte {
+	if e.Type != "" {
+		b = appendField(b, "event: ", e.Type)
+	}
+	if e.Retry != 0 {
+		b = appendField(b, "retry: ", strconv.FormatInt(e.Retry.Milliseconds(), 10))
+	}
+	// Without a data field a browser drops the block, so an event with empty
+	// data has one too, and only the lone reconnection time has none.
+	if e.Retry == 0 || e.ID != "" || e.Type != "" || e.Data != "" {
+		b = appendLines(b, "data: ", e.Data)
+	}
+	return append(b, '\n')
+}
+
+func appendField(b []byte, field, value string) []byte {
+	b = append(b, field...)
+	b = append(b, value...)
+	return append(b, '\n')
+}
+
+var toLF = strings.NewReplacer("\r\n", "\n", "\r", "\n")
+
+// appendLines appends one field for each line of text, which may be empty.
+func appendLines(b []byte, field, text string) []byte {
+	if strings.IndexByte(text, '\r') >= 0 {
+		text = toLF.Replace(text)
+	}
+	for line := range strings.SplitSeq(text, "\n") {
+		b = appendField(b, field, line)
+	}
+	return b
+}
+
+// parseEvent reads back what appendBody wrote. All fields of an event with
+// data of one line share the memory of body.
+func parseEvent(id, body string) Event {
+	e := Event{ID: id}
+	if rest, ok := strings.CutPrefix(body, "event: "); ok {
+		e.Type, body, _ = strings.Cut(rest, "\n")
+	}
+	if rest, ok := strings.CutPrefix(body, "retry: "); ok {
+		var ms string
+		ms, body, _ = strings.Cut(rest, "\n")
+		e.Retry = parseRetry(ms)
+	}
+	if rest, ok := strings.CutPrefix(body, "data: "); ok {
+		e.Data = strings.ReplaceAll(strings.TrimSuffix(rest, "\n\n"), "\ndata: ", "\n")
+	}
+	return e
+}
+
+// parseRetry returns the reconnection time that a retry field means, or 0 if
+// it is to be ignored because it holds anything but digits.
+func parseRetry(value string) time.Duration {
+	ms, err := strconv.ParseUint(value, 10, 63)
+	if err != nil && !errors.Is(err, strconv.ErrRange) {
+		return 0
+	}
+	return time.Duration(min(ms, math.MaxInt64/uint64(time.Millisecond))) * time.Millisecond
+}
+
+// ErrEventTooLarge is returned by [Decoder.Decode] for an event that is larger
+// than [Decoder.MaxEventBytes].
+var ErrEventTooLarge = errors.New("sse: event is larger than the decoder's limit")
+
+// A Decoder reads events from a stream, as a browser's EventSource does. It
+// follows the standard's section on interpreting an event stream: lines that
+// end in LF, CR or CRLF, one byte order mark at the start, comments and unknown
+// fields skipped, an event that the stream's end cuts off discarded, and
+// U+FFFD for what is not UTF-8.
+//
+// A Decoder must not be used by several goroutines at once.
+//
+// See https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation.
+type Decoder struct {
+	// MaxEventBytes bounds the size of one event in the stream, in bytes with
+	// its field names and line ends, comments not counted. The Decoder holds
+	// little more than that in memory. 0 is 1 MiB; negative is no limit.
+	MaxEventBytes int
+
+	r       *bufio.Reader
+	err     error  // what ended the stream
+	started bool   // past the first line, which may begin with a byte order mark
+	skipLF  bool   // the last line ended in CR: an LF that follows belongs to it
+	long    []byte // a line that did not fit in r's buffer, so far
+
+	size   int    // of the event so far
+	data   []byte // each line with its LF
+	event  string
+	retry  time.Duration
+	id     string // the last event ID buffer
+	lastID string // the last event ID
+	wait   time.Duration
+}
+
+// NewDecoder returns a Decoder that reads from r, which it buffers.
+func NewDecoder(r io.Reader) *Decoder {
+	return &Decoder{r: bufio.NewReader(r)}
+}
+
+// LastEventID returns the ID to send as Last-Event-ID when reconnecting: that
+// of the last block that set one, be it an event or not.
+func (d *Decoder) LastEventID() string { return d.lastID }
+
+// Retry returns the reconnection time that the stream asked for last, and 0 if
+// it asked for none.
+func (d *Decoder) Retry() time.Duration { return d.wait }
+
+// Decode returns the next event. It blocks until there is one, and returns
+// [io.EOF] at the end of the stream, [ErrEventTooLarge], or the reader's error;
+// after an error it returns the same one for ever.
+//
+// The event's ID is the last one that the stream set, for this event or for an
+// earlier one. Its Type is "" if the stream named none. Its Retry is the
+// reconnection time that was set together with the event.
+func (d *Decoder) Decode() (Event, error) {
+	for d.err == nil {
+		var line []byte
+		if line, d.err = d.line(); d.err != nil {
+			break
+		}
+		if len(line) > 0 {
+			d.field(line)
+			continue
+		}
+		d.lastID = d.id
+		e := Event{ID: d.id, Type: d.event, Retry: d.retry}
+		dispatch := len(d.data) > 0
+		if dispatch {
+			e.Data = toUTF8(d.data[:len(d.data)-1])
+		}
+		d.size, d.data, d.event, d.retry = 0, d.data[:0], "", 0
+		if dispatch {
+			return e, nil
+		}
+	}
+	return Event{}, d.err
+}
+
+// All returns an iterator over the events up to the stream's end. An error
+// other than [io.EOF] is yielded last, with a zero Event.
+func (d *Decoder) All() iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		for {
+			e, err := d.Decode()
+			if err == io.EOF || !yield(e, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// field takes in one line that is not empty.
+func (d *Decoder) field(line []byte) {
+	name, value, _ := bytes.Cut(line, []byte(":"))
+	value = bytes.TrimPrefix(value, []byte(" "))
+	switch string(name) {
+	case "data":
+		d.data = append(append(d.data, value...), '\n')
+	case "event":
+		d.event = toUTF8(value)
+	case "id":
+		if bytes.IndexByte(value, 0) < 0 {
+			d.id = toUTF8(value)
+		}
+	case "retry":
+		if retry := parseRetry(string(value)); retry > 0 || string(value) == "0" {
+			d.retry, d.wait = retry, retry
+		}
+	}
+}
+
+// line returns the next line without its end; it is valid until the next call.
+// A line that ends in CR is returned without waiting for the byte behind it,
+// which may be long in coming.
+func (d *Decoder) line() ([]byte, error) {
+	d.long = d.long[:0]
+	for {
+		if _, err := d.r.Peek(1); err != nil {
+			return nil, err
+		}
+		b, _ := d.r.Peek(d.r.Buffered())
+		if d.skipLF {
+			d.skipLF = false
+			if b[0] == '\n' {
+				d.r.Discard(1)
+				continue
+			}
+		}
+		end := lineEnd(b)
+		part := b
+		if end >= 0 {
+			part = b[:end+1]
+		}
+		if err := d.count(part); err != nil {
+			return nil, err
+		}
+		d.r.Discard(len(part)) // leaves part as it is until the next Peek
+		if end < 0 {
+			d.long = append(d.long, part...)
+			if d.long[0] == ':' {
+				d.long = d.long[:1] // a comment: nobody reads the rest
+			}
+			continue
+		}
+		d.skipLF = part[end] == '\r'
+		line := part[:end]
+		if len(d.long) > 0 {
+			d.long = append(d.long, line...)
+			line = d.long
+		}
+		if !d.started {
+			d.started = true
+			line = bytes.TrimPrefix(line, []byte("\ufeff"))
+		}
+		return line, nil
+	}
+}
+
+// count adds part of a line to the size of the event, unless it is a comment's.
+func (d *Decoder) count(part []byte) error {
+	if part[0] == ':' && len(d.long) == 0 || len(d.long) > 0 && d.long[0] == ':' {
+		return nil
+	}
+	d.size += len(part)
+	if limit := cmp.Or(d.MaxEventBytes, 1<<20); limit > 0 && d.size > limit {
+		return fmt.Errorf("%w of %d bytes", ErrEventTooLarge, limit)
+	}
+	return nil
+}
+
+// lineEnd returns the index of the first CR or LF in b, or -1.
+func lineEnd(b []byte) int {
+	lf := bytes.IndexByte(b, '\n')
+	if lf >= 0 {
+		b = b[:lf]
+	}
+	if cr := bytes.IndexByte(b, '\r'); cr >= 0 {
+		return cr
+	}
+	return lf
+}
+
+// toUTF8 decodes b as the Encoding standard does: each longest beginning of a
+// character that is not continued rightly becomes one U+FFFD.
+func toUTF8(b []byte) string {
+	if utf8.Valid(b) {
+		return string(b)
+	}
+	var s strings.Builder
+	for len(b) > 0 {
+		r, n := utf8.DecodeRune(b)
+		if r == utf8.RuneError && n == 1 {
+			for n < len(b) && !utf8.FullRune(b[:n+1]) {
+				n++
+			}
+		}
+		s.WriteRune(r)
+		b = b[n:]
+	}
+	return s.String()
+}

@@ -1,0 +1,114 @@
+// Package sse pushes events from a Go server to browsers and other clients by
+// Server-Sent Events, with nothing but net/http. Each client gets each event
+// once and in order, also after it was cut off.
+//
+//	package main
+//
+//	import (
+//		"fmt"
+//		"net/http"
+//		"time"
+//
+//		"github.com/seed22e817d0/sse"
+//	)
+//
+//	func main() {
+//		broker := &sse.Broker{}
+//		go func() {
+//			for now := range time.Tick(time.Second) {
+//				broker.Publish(sse.Event{Data: now.Format(time.TimeOnly)})
+//			}
+//		}()
+//		http.Handle("GET /events", broker)
+//		fmt.Println(http.ListenAndServe("localhost:8080", nil))
+//	}
+//
+// A browser reads it with
+//
+//	new EventSource("/events").onmessage = e => console.log(e.data)
+//
+// and anybody else with curl -N localhost:8080/events.
+//
+// [Broker] is for events that many clients get: it fans out, keeps a history and
+// replays from it. [Broker.Serve] streams several topics to a client, in a
+// handler of the program's own, which decides who may read them. [NewWriter] and
+// [Serve] are for a stream that only one client gets. [Decoder] reads a stream.
+//
+// The format is that of the HTML standard,
+// https://html.spec.whatwg.org/multipage/server-sent-events.html.
+package sse
+
+import (
+	"net/http"
+	"time"
+)
+
+// LastEventID returns the ID of the last event that the client of r has seen:
+// the Last-Event-ID header, which a browser sends when it reconnects, else the
+// query parameter lastEventId, with which a page says where its first
+// connection is to begin. It is "" if r has neither. It is the client's word,
+// of any length and content.
+//
+// See https://html.spec.whatwg.org/multipage/server-sent-events.html#the-last-event-id-header.
+func LastEventID(r *http.Request) string {
+	if id := r.Header.Get("Last-Event-ID"); id != "" {
+		return id
+	}
+	return r.URL.Query().Get("lastEventId")
+}
+
+// maxTogether is the most events that leave in one flush.
+const maxTogether = 64
+
+// Serve streams events to one client, with a keep-alive comment after every 15
+// seconds in which it got nothing, until the channel is closed, and then
+// returns nil. It blocks, as handlers do. Events that wait in the channel leave
+// together in one flush.
+//
+// It returns earlier with an error that wraps [ErrClientLeft] or [ErrTooSlow],
+// with an error as [NewWriter] returns it, or with that of an event that cannot
+// be sent. Nobody receives from the channel after that: a sender selects on
+// r.Context().Done() as well. The answer to HEAD is the headers alone.
+func Serve(w http.ResponseWriter, r *http.Request, events <-chan Event) error {
+	out, err := NewWriter(w, r)
+	if err != nil || r.Method == http.MethodHead {
+		return err
+	}
+	keepAlive := time.NewTimer(defaultKeepAlive)
+	defer keepAlive.Stop()
+	var together []Event
+	for {
+		select {
+		case <-r.Context().Done():
+			return leftError(r.Context())
+		case <-keepAlive.C:
+			err = out.keepAlive()
+		case e, open := <-events:
+			if !open {
+				return nil
+			}
+			together = receive(append(together[:0], e), events)
+			err = out.Send(together...)
+		}
+		if err != nil {
+			return err
+		}
+		keepAlive.Reset(defaultKeepAlive)
+	}
+}
+
+// receive appends to together what waits in events, without blocking.
+func receive(together []Event, events <-chan Event) []Event {
+	for len(together) < maxTogether {
+		select {
+		case e, open := <-events:
+			if !open {
+				return together
+			}
+			together = append(together, e)
+		default:
+			return together
+		}
+	}
+	return together
+}
