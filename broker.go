@@ -563,7 +563,8 @@ func (b *Broker) leave(s *subscriber) {
 // run gives s what it is owed, through send, until the stream ends, and returns
 // why. It calls send with no entries when s was woken for another reason.
 func (b *Broker) run(ctx context.Context, s *subscriber, send func([]*entry) error) error {
-	for {
+	defer context.AfterFunc(ctx, s.wake)()
+	for ctx.Err() == nil {
 		if s.lost {
 			if err := b.bridge(ctx, s, send); err != nil {
 				return err
@@ -571,16 +572,13 @@ func (b *Broker) run(ctx context.Context, s *subscriber, send func([]*entry) err
 		}
 		var first *entry
 		if !s.behind.Load() {
-			select {
-			case first = <-s.ch:
-			case <-ctx.Done():
-				return leftError(ctx)
-			}
+			first = <-s.ch
 		}
 		if err := b.step(s, first, send); err != nil {
 			return err
 		}
 	}
+	return leftError(ctx)
 }
 
 // batches holds slices of up to about pullEvents entries, so that a subscriber
@@ -784,6 +782,10 @@ func (b *Broker) serve(w http.ResponseWriter, r *http.Request, s *subscriber, st
 	b.mu.Lock()
 	s.cut = out.cut
 	b.mu.Unlock()
+	if r.ProtoMajor == 1 { // where a deadline that passes on an idle stream does no harm
+		out.keep = true
+		defer out.clearDeadline()
+	}
 
 	period := cmp.Or(b.KeepAlive, defaultKeepAlive)
 	var due atomic.Bool // the timer fired: look whether the client was idle all the time
@@ -794,7 +796,8 @@ func (b *Broker) serve(w http.ResponseWriter, r *http.Request, s *subscriber, st
 	}
 	head := b.preamble(start)
 	err = b.run(r.Context(), s, func(batch []*entry) error {
-		if due.Swap(false) {
+		if due.Load() {
+			due.Store(false)
 			if len(batch) == 0 && time.Since(out.wrote) >= period {
 				head = b.appendKeepAlive(head, s)
 			}

@@ -55,6 +55,8 @@ type Writer struct {
 	rc         *http.ResponseController
 	ctx        context.Context
 	noDeadline bool      // w has none to set
+	keep       bool      // leave a deadline set after the write
+	deadline   time.Time // that is set, if keep
 	wrote      time.Time // the beginning of the last write
 	buf        []byte    // reused by Send and Comment
 	err        error     // what ended the stream
@@ -84,7 +86,7 @@ func NewWriter(w http.ResponseWriter, r *http.Request) (*Writer, error) {
 func newWriter(w http.ResponseWriter, r *http.Request, timeout time.Duration) (*Writer, error) {
 	out := &Writer{WriteTimeout: timeout, w: w, rc: http.NewResponseController(w), ctx: r.Context()}
 	out.rc.SetReadDeadline(time.Time{}) // fails only where there is none to lift
-	added := addHeaders(w.Header())
+	added := addHeaders(w.Header(), r.ProtoMajor)
 	if r.Method == http.MethodHead {
 		w.WriteHeader(http.StatusOK)
 		out.err = http.ErrBodyNotAllowed
@@ -107,16 +109,21 @@ func newWriter(w http.ResponseWriter, r *http.Request, timeout time.Duration) (*
 
 // addHeaders sets the headers of an event stream that the program did not set
 // itself, and returns their names.
-func addHeaders(h http.Header) (added []string) {
-	for _, field := range [...][2]string{
-		{"Content-Type", "text/event-stream"},
-		{"Cache-Control", "no-cache, no-transform"},
-		{"X-Accel-Buffering", "no"}, // tells nginx not to hold back what it has read
-	} {
-		if _, ok := h[field[0]]; !ok {
-			h.Set(field[0], field[1])
-			added = append(added, field[0])
+func addHeaders(h http.Header, protoMajor int) (added []string) {
+	add := func(name, value string) {
+		if _, ok := h[name]; !ok {
+			h.Set(name, value)
+			added = append(added, name)
 		}
+	}
+	add("Content-Type", "text/event-stream")
+	add("Cache-Control", "no-cache, no-transform")
+	add("X-Accel-Buffering", "no") // tells nginx not to hold back what it has read
+	if protoMajor == 1 {
+		// The stream ends with its connection. Chunks would end it no better, and
+		// net/http needs up to three writes to the socket for one that is large.
+		// It takes this header as an order and does not send it.
+		add("Transfer-Encoding", "identity")
 	}
 	return added
 }
@@ -205,23 +212,31 @@ func (w *Writer) end() error {
 	if err := w.rc.Flush(); err != nil {
 		return w.fail(err)
 	}
-	if !w.noDeadline {
-		w.rc.SetWriteDeadline(time.Time{})
+	if !w.keep {
+		w.clearDeadline()
 	}
 	return nil
 }
 
-// setDeadline sets the deadline for a write that begins now.
+// setDeadline sets the deadline for a write that begins now. One that was kept
+// will do until a sixteenth of its time has passed.
 func (w *Writer) setDeadline() {
 	w.wrote = time.Now()
 	timeout := cmp.Or(w.WriteTimeout, defaultWriteTimeout)
-	if timeout < 0 || w.noDeadline {
+	if timeout < 0 || w.noDeadline || w.keep && w.deadline.Sub(w.wrote) > timeout-timeout/16 {
 		return
 	}
-	err := w.rc.SetWriteDeadline(w.wrote.Add(timeout))
+	w.deadline = w.wrote.Add(timeout)
+	err := w.rc.SetWriteDeadline(w.deadline)
 	w.noDeadline = errors.Is(err, http.ErrNotSupported)
 	if w.isCut.Load() {
 		w.cut()
+	}
+}
+
+func (w *Writer) clearDeadline() {
+	if !w.noDeadline {
+		w.rc.SetWriteDeadline(time.Time{})
 	}
 }
 
