@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	mrand "math/rand/v2"
 	"net/http"
+	"runtime"
 	"slices"
 	"sort"
 	"strconv"
@@ -119,10 +120,19 @@ type Broker struct {
 	ids     map[string]uint64 // where events with an ID of their own are in the ring
 	topics  map[string]*topic // those with a subscriber or an event in the ring
 	subs    map[*subscriber]struct{}
-	clients int                  // subscribers that count against MaxClients
-	warned  map[string]time.Time // when each warning was logged last
-	closed  bool                 // Shutdown was called
-	gone    chan struct{}        // closed when the last subscriber has left after that
+	clients int // subscribers that count against MaxClients
+
+	// For detached clients.
+	queue      list // those that are owed something
+	workers    int  // goroutines that empty it
+	maxWorkers int
+	resting    list        // those that are live, the longest first
+	sweeper    *time.Timer // runs sweep when the first of those needs a keep-alive
+	sweeping   bool        // it will run
+
+	warned map[string]time.Time // when each warning was logged last
+	closed bool                 // Shutdown was called
+	gone   chan struct{}        // closed when the last subscriber has left after that
 }
 
 // An entry is an event in its place in the order. It is not changed after it
@@ -133,17 +143,38 @@ type entry struct {
 	body   string // the encoded event without its ID
 	topics []*topic
 	at     time.Time
-}
-
-// appendTo appends the entry as it is written to a stream.
-func (e *entry) appendTo(b []byte) []byte {
-	return append(appendID(b, e.id), e.body...)
+	mark   bool // no event: a comment, a reconnection time, or an ID alone
 }
 
 func (e *entry) size() int { return len(e.id) + len(e.body) }
 
-// isEvent tells an event from a mark that only sets the client's last event ID.
-func (e *entry) isEvent() bool { return len(e.body) > 1 }
+// pieces encodes the entries, leaves out the first skip bytes, and hands the rest
+// to emit until that returns an error. However large an event is, no more than a
+// piece of it is copied at a time.
+func pieces(batch []*entry, skip int, emit func(piece []byte) error) (err error) {
+	buf := scratch.Get().(*[]byte)
+	p := (*buf)[:0]
+	flush := func() {
+		if skip < len(p) && err == nil {
+			err = emit(p[skip:])
+		}
+		skip = max(0, skip-len(p))
+		p = p[:0]
+	}
+	for _, e := range batch {
+		p = appendID(p, e.id)
+		for rest := e.body; rest != ""; {
+			if len(p) >= pieceBytes {
+				flush()
+			}
+			n := min(len(rest), pieceBytes-len(p))
+			p, rest = append(p, rest[:n]...), rest[n:]
+		}
+	}
+	flush()
+	putScratch(buf, p)
+	return err
+}
 
 // A ring holds the newest entries, from sequence number tail up to head, in
 // the order they were published.
@@ -232,6 +263,8 @@ type subscriber struct {
 	index  []int              // live: where it stands in each of its topics
 	cancel context.CancelFunc // ends a call of CatchUp
 	cut    func()             // ends a write
+
+	detached *detached // nil unless Detach took its connection over
 }
 
 func (s *subscriber) wants(e *entry) bool {
@@ -244,7 +277,7 @@ func (s *subscriber) wants(e *entry) bool {
 }
 
 // wake makes the subscriber's goroutine look at what there is to do. If ch is
-// full it is about to do so anyway.
+// full it is about to do so anyway. Without a ch it is a worker's turn.
 func (s *subscriber) wake() {
 	select {
 	case s.ch <- nil:
@@ -264,6 +297,7 @@ func (b *Broker) initLocked() {
 	b.topics = map[string]*topic{}
 	b.subs = map[*subscriber]struct{}{}
 	b.warned = map[string]time.Time{}
+	b.maxWorkers = runtime.GOMAXPROCS(0)
 }
 
 // Publish sends ev to every subscriber of the topics, once, and keeps it in the
@@ -356,22 +390,36 @@ func (b *Broker) handLocked(e *entry, s *subscriber) {
 	s.seen = e.seq
 	select {
 	case s.ch <- e:
-	default:
+	default: // always for a detached client, which has no channel
 		b.leaveBehindLocked(s, e.seq)
-		b.behind.Add(1)
+		if s.detached == nil {
+			b.behind.Add(1)
+		}
 	}
 }
 
 // leaveBehindLocked makes s, which is live, pull what comes from cursor on.
 func (b *Broker) leaveBehindLocked(s *subscriber, cursor uint64) {
-	for nth, t := range s.topics {
-		t.remove(s.index[nth])
-	}
+	b.unliveLocked(s)
 	s.cursor = cursor
-	s.behind.Store(true)
+	if s.detached != nil {
+		b.queueLocked(s)
+		return
+	}
 	// The subscriber may have emptied ch since it was found full, and would
 	// then sleep on.
 	s.wake()
+}
+
+// unliveLocked has Publish leave out s, which is live.
+func (b *Broker) unliveLocked(s *subscriber) {
+	for nth, t := range s.topics {
+		t.remove(s.index[nth])
+	}
+	s.behind.Store(true)
+	if s.detached != nil {
+		b.resting.remove(s)
+	}
 }
 
 // goLiveLocked makes s, which has pulled all there is, live.
@@ -381,6 +429,9 @@ func (b *Broker) goLiveLocked(s *subscriber) {
 		t.live = append(t.live, place{s, nth})
 	}
 	s.behind.Store(false)
+	if s.detached != nil {
+		b.restLocked(s)
+	}
 }
 
 // distinct returns each of the names once; no name is the default topic's.
@@ -522,7 +573,6 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) (start strin
 			s.wanted[t] = true
 		}
 	}
-	s.ch = make(chan *entry, 1)
 	s.behind.Store(true)
 	s.lastID, s.lastSeq, s.replayTo = lastID, b.ring.head, b.ring.head
 	s.cursor, s.since = b.ring.head+1, b.ring.head+1
@@ -548,7 +598,7 @@ func (b *Broker) leave(s *subscriber) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !s.behind.Load() {
-		b.leaveBehindLocked(s, 0)
+		b.unliveLocked(s)
 	}
 	if s.client {
 		b.clients--
@@ -556,6 +606,9 @@ func (b *Broker) leave(s *subscriber) {
 	b.releaseLocked(s.topics)
 	delete(b.subs, s)
 	if b.closed && len(b.subs) == 0 {
+		if b.sweeper != nil {
+			b.sweeper.Stop()
+		}
 		close(b.gone)
 	}
 }
@@ -620,22 +673,34 @@ func (b *Broker) pull(s *subscriber, batch []*entry) ([]*entry, error) {
 		}
 	default:
 	}
+	batch, all := b.pullLocked(s, batch)
+	switch {
+	case !all:
+		return batch, nil
+	case b.closed:
+		return batch, ErrClosed
+	}
+	b.goLiveLocked(s)
+	return batch, nil
+}
+
+// pullLocked appends to batch what s can take from the ring, and tells whether
+// that is all there is.
+func (b *Broker) pullLocked(s *subscriber, batch []*entry) (_ []*entry, all bool) {
 	if s.cursor < b.ring.tail {
 		s.lost, s.cursor, s.since = true, b.ring.tail, b.ring.head+1
 		b.gaps.Add(1)
-		return batch, nil
+	}
+	if s.lost {
+		return batch, false
 	}
 	bytes := 0
 	for range pullEntries {
 		if s.cursor > b.ring.head {
-			if b.closed {
-				return batch, ErrClosed
-			}
-			b.goLiveLocked(s)
-			return batch, nil
+			return batch, true
 		}
 		if len(batch) >= pullEvents || bytes >= pullBytes {
-			return batch, nil
+			return batch, false
 		}
 		e := b.ring.at(s.cursor)
 		s.cursor++
@@ -644,30 +709,39 @@ func (b *Broker) pull(s *subscriber, batch []*entry) ([]*entry, error) {
 			bytes += e.size()
 		}
 	}
-	return batch, nil
+	return batch, false
 }
 
 // give sends the batch and takes note of it.
 func (b *Broker) give(s *subscriber, batch []*entry, send func([]*entry) error) error {
-	if err := send(batch); err != nil || len(batch) == 0 {
+	if err := send(batch); err != nil {
 		return err
 	}
-	b.delivered.Add(int64(len(batch)))
-	if s.lastSeq < s.replayTo {
-		replayed := 0
-		for _, e := range batch {
-			if e.seq > 0 && e.seq <= s.replayTo {
-				replayed++
-			}
+	b.note(s, batch)
+	return nil
+}
+
+// note takes note of what s has got.
+func (b *Broker) note(s *subscriber, batch []*entry) {
+	events, replayed := 0, 0
+	for _, e := range batch {
+		if e.id != "" {
+			s.lastID = e.id
 		}
+		if !e.mark {
+			events++
+		}
+		if e.seq > 0 && e.seq <= s.replayTo {
+			replayed++
+		}
+		s.lastSeq = max(s.lastSeq, e.seq)
+	}
+	if events > 0 {
+		b.delivered.Add(int64(events))
+	}
+	if replayed > 0 {
 		b.replayed.Add(int64(replayed))
 	}
-	last := batch[len(batch)-1]
-	if last.id != "" {
-		s.lastID = last.id
-	}
-	s.lastSeq = max(s.lastSeq, last.seq)
-	return nil
 }
 
 // bridge gives s, whose place is not in the history, what CatchUp yields, or
@@ -713,7 +787,7 @@ func (b *Broker) bridge(ctx context.Context, s *subscriber, send func([]*entry) 
 	} else {
 		// A client that is cut off after this has all of CatchUp's events.
 		s.cursor = s.since
-		batch = append(batch, placeMark(b.idLocked(s.since-1)))
+		batch = append(batch, placeMark(b.idLocked(s.since-1))...)
 	}
 	s.cancel = nil
 	b.mu.Unlock()
@@ -744,21 +818,29 @@ func (b *Broker) Serve(w http.ResponseWriter, r *http.Request, topics ...string)
 		_, err := NewWriter(w, r)
 		return err
 	}
-	lastID := LastEventID(r)
-	s := &subscriber{client: true}
-	start, err := b.join(s, lastID, topics)
+	s, start, err := b.admit(w, r, topics)
 	if err != nil {
-		b.turnAway(w, r, err)
 		return err
 	}
-	defer b.leave(s)
-	b.debug("sse: client came", r, "topics", topics, "lastEventID", s.lastID)
-	err = b.serve(w, r, s, start)
-	b.debug("sse: client gone", r, "topics", topics, "reason", err)
-	if errors.Is(err, http.ErrNotSupported) {
-		b.warn("sse: no stream is possible", "error", err)
+	return b.serve(w, r, s, start)
+}
+
+// admit makes the client a subscriber, or turns it away.
+func (b *Broker) admit(w http.ResponseWriter, r *http.Request, topics []string) (s *subscriber, start string, err error) {
+	s = &subscriber{client: true}
+	if start, err = b.join(s, LastEventID(r), topics); err == nil {
+		b.debug(r, "sse: client came", "topics", topics, "lastEventID", s.lastID)
+		return s, start, nil
 	}
-	return err
+	b.debug(r, "sse: client turned away", "reason", err)
+	if errors.Is(err, ErrFull) {
+		b.warn("sse: clients are turned away", "MaxClients", b.MaxClients)
+	}
+	// A browser gives up for good on an answer that is no stream.
+	if out, err := newWriter(w, r, b.WriteTimeout); err == nil {
+		write(out, b.farewell())
+	}
+	return nil, "", err
 }
 
 // ServeHTTP serves the default topic, as [Broker.Serve] does, to GET and HEAD.
@@ -772,13 +854,19 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	b.Serve(w, r)
 }
 
-// serve is Serve for s, which joined. All it writes is written by this
+// serve is Serve for s, which was admitted. All it writes is written by this
 // goroutine, keep-alives included.
-func (b *Broker) serve(w http.ResponseWriter, r *http.Request, s *subscriber, start string) error {
+func (b *Broker) serve(w http.ResponseWriter, r *http.Request, s *subscriber, start string) (err error) {
+	defer func() {
+		b.leave(s)
+		b.debug(r, "sse: client gone", "reason", err)
+	}()
 	out, err := newWriter(w, r, b.WriteTimeout)
 	if err != nil {
+		b.warn("sse: no stream is possible", "error", err)
 		return err
 	}
+	s.ch = make(chan *entry, 1)
 	b.mu.Lock()
 	s.cut = out.cut
 	b.mu.Unlock()
@@ -787,93 +875,373 @@ func (b *Broker) serve(w http.ResponseWriter, r *http.Request, s *subscriber, st
 		defer out.clearDeadline()
 	}
 
-	period := cmp.Or(b.KeepAlive, defaultKeepAlive)
+	period := b.keepAlivePeriod()
 	var due atomic.Bool // the timer fired: look whether the client was idle all the time
 	var timer *time.Timer
 	if period > 0 {
 		timer = time.AfterFunc(period, func() { due.Store(true); s.wake() })
 		defer timer.Stop()
 	}
-	head := b.preamble(start)
+	hello := b.welcome(start)
 	err = b.run(r.Context(), s, func(batch []*entry) error {
 		if due.Load() {
 			due.Store(false)
 			if len(batch) == 0 && time.Since(out.wrote) >= period {
-				head = b.appendKeepAlive(head, s)
+				batch = append(batch, b.keepAlive(s)...)
 			}
 			defer func() { timer.Reset(period - time.Since(out.wrote)) }()
 		}
-		if len(head) == 0 && len(batch) == 0 {
-			return nil
+		if len(hello) > 0 {
+			batch, hello = append(hello, batch...), nil
 		}
-		err := writeEntries(out, head, batch)
-		head = head[:0]
-		return err
+		return write(out, batch)
 	})
 	switch {
 	case out.isCut.Load():
-		return fmt.Errorf("%w before the client had all its events", ErrClosed)
+		return errCut
 	case errors.Is(err, ErrClosed):
-		out.write(b.farewell())
+		write(out, b.farewell())
 	}
 	return err
 }
 
-// writeEntries writes and flushes head and then the entries. However large they
-// are, it copies no more than a piece at a time.
-func writeEntries(out *Writer, head []byte, batch []*entry) error {
+// write writes the entries to a client, and flushes them together.
+func write(out *Writer, batch []*entry) error {
+	if len(batch) == 0 {
+		return nil
+	}
 	if err := out.begin(); err != nil {
 		return err
 	}
-	buf := scratch.Get().(*[]byte)
-	p := append((*buf)[:0], head...)
-	for _, e := range batch {
-		p = appendID(p, e.id)
-		for rest := e.body; rest != ""; {
-			if len(p) >= pieceBytes {
-				out.put(p)
-				p = p[:0]
-			}
-			n := min(len(rest), pieceBytes-len(p))
-			p = append(p, rest[:n]...)
-			rest = rest[n:]
-		}
+	if err := pieces(batch, 0, out.put); err != nil {
+		return err
 	}
-	out.put(p)
-	putScratch(buf, p)
 	return out.end()
 }
 
-// turnAway ends the stream at once, with a reconnection time: a browser gives
-// up for good on an answer that is no stream.
-func (b *Broker) turnAway(w http.ResponseWriter, r *http.Request, reason error) {
-	b.debug("sse: client turned away", r, "reason", reason)
-	if errors.Is(reason, ErrFull) {
-		b.warn("sse: clients are turned away", "MaxClients", b.MaxClients)
+// Detach is Serve for very many clients: it begins the stream and returns at
+// once, having taken the connection away from net/http. A client then costs a
+// socket and a few hundred bytes, where a handler that runs costs some 20 KB.
+// All that is said of Serve holds: replay, gaps, keep-alives, WriteTimeout,
+// MaxClients, Shutdown.
+//
+// The stream's end, at once or much later, is told to done, which may be nil. It
+// is called exactly once, in a goroutine of its own, with what Serve would have
+// returned. What a handler does before and after Serve goes before Detach and
+// into done:
+//
+//	online.Add(user)
+//	broker.Detach(w, r, func(err error) { online.Remove(user) }, "prices")
+//
+// The handler must not touch w after that. The request's context ends when the
+// handler returns and has no part in the stream. A client that closes its
+// connection is noticed by the next write, at the latest by the next keep-alive.
+//
+// The stream is delimited by the end of the connection. Where that cannot be
+// taken over, because the client speaks HTTP/2 or a ResponseWriter offers no
+// Hijack, Detach serves the client as Serve does, and blocks until it has left.
+func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error), topics ...string) {
+	if done == nil {
+		done = func(error) {}
 	}
-	if out, err := newWriter(w, r, b.WriteTimeout); err == nil {
-		out.write(b.farewell())
+	if r.Method == http.MethodHead {
+		done(b.Serve(w, r, topics...))
+		return
+	}
+	s, start, err := b.admit(w, r, topics)
+	if err != nil {
+		done(err)
+		return
+	}
+	h := hijack(w, r, b.WriteTimeout)
+	if h == nil {
+		done(b.serve(w, r, s, start))
+		return
+	}
+	d := &detached{hijacked: h, done: done}
+	if b.logger().Enabled(r.Context(), slog.LevelDebug) {
+		d.done = func(err error) {
+			b.debug(r, "sse: client gone", "reason", err)
+			done(err)
+		}
+	}
+	if b.CatchUp != nil {
+		d.ctx = context.WithoutCancel(r.Context())
+	}
+	d.hello = append([]*entry{{mark: true, body: responseHead(w.Header(), r)}}, b.welcome(start)...)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s.detached, s.cut = d, d.cut
+	b.queueLocked(s)
+}
+
+// A detached is what a subscriber has instead of a channel and a goroutine.
+type detached struct {
+	*hijacked
+
+	// For the goroutine that has the connection.
+	hello   []*entry        // opens the stream, if it was not written yet
+	ctx     context.Context // for CatchUp
+	done    func(error)
+	suspect bool // to be checked whether the client has left
+	bidden  bool // the client was told to come back later
+
+	// Guarded by the broker's mu.
+	prev, next *subscriber // in its list
+	since      time.Time   // when it went live
+	idle       bool        // it needs a keep-alive
+}
+
+// A list is a queue of detached clients, each of which is in one at most.
+type list struct{ first, last *subscriber }
+
+func (l *list) push(s *subscriber) {
+	s.detached.prev, s.detached.next = l.last, nil
+	if l.last == nil {
+		l.first = s
+	} else {
+		l.last.detached.next = s
+	}
+	l.last = s
+}
+
+func (l *list) remove(s *subscriber) {
+	prev, next := s.detached.prev, s.detached.next
+	if prev == nil {
+		l.first = next
+	} else {
+		prev.detached.next = next
+	}
+	if next == nil {
+		l.last = prev
+	} else {
+		next.detached.prev = prev
+	}
+	s.detached.prev, s.detached.next = nil, nil
+}
+
+// queueLocked has a worker give s what it is owed. There are workers only as long
+// as there is work.
+func (b *Broker) queueLocked(s *subscriber) {
+	b.queue.push(s)
+	if b.workers < b.maxWorkers {
+		b.workers++
+		go b.work()
 	}
 }
 
-// preamble returns what a client is told as it connects: the reconnection time,
+// work serves the clients in the queue, none of which it waits for.
+func (b *Broker) work() {
+	once := newAttempt()
+	var batch []*entry
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for b.queue.first != nil {
+		s := b.queue.first
+		b.queue.remove(s)
+		for more := true; more; clear(batch) {
+			batch, more = b.serveLocked(s, once, batch[:0])
+		}
+	}
+	b.workers--
+}
+
+// serveLocked writes to s, with mu released, as much as it can take at once, and
+// tells whether there may be more for it. If not, s is live, has left, or is the
+// business of attend.
+func (b *Broker) serveLocked(s *subscriber, once *attempt, batch []*entry) (_ []*entry, more bool) {
+	d := s.detached
+	batch, all := b.owedLocked(s, batch)
+	switch {
+	case s.lost || d.raw == nil && len(batch) > 0:
+		go b.attend(s, slices.Clone(batch), 0)
+		return batch, false
+	case len(batch) == 0 && all && !b.closed:
+		b.goLiveLocked(s)
+		return batch, false
+	}
+	b.mu.Unlock()
+	defer b.mu.Lock()
+	switch {
+	case len(batch) == 0 && all:
+		b.dismiss(s, ErrClosed)
+		return batch, false
+	case d.suspect && once.peerLeft(d.hijacked):
+		b.dismiss(s, ErrClientLeft)
+		return batch, false
+	}
+	d.suspect = false
+	written := 0
+	err := pieces(batch, 0, func(piece []byte) error {
+		n, err := once.put(d.hijacked, piece)
+		written += n
+		return err
+	})
+	if err != nil {
+		b.behind.Add(1)
+		go b.attend(s, slices.Clone(batch), written)
+		return batch, false
+	}
+	b.note(s, batch)
+	return batch, true
+}
+
+// attend gives s what it is owed, in a goroutine of its own that may wait for the
+// client or for CatchUp. It begins with batch, without its first skip bytes.
+func (b *Broker) attend(s *subscriber, batch []*entry, skip int) {
+	d := s.detached
+	send := func(batch []*entry) (err error) {
+		if d.suspect {
+			d.suspect = false
+			err = d.peerLeft()
+		}
+		if err == nil {
+			err = pieces(batch, skip, d.put)
+			skip = 0
+		}
+		return err
+	}
+	err := b.give(s, batch, send)
+	for err == nil {
+		if s.lost {
+			if err = b.bridge(d.ctx, s, send); err != nil {
+				break
+			}
+		}
+		var all bool
+		b.mu.Lock()
+		batch, all = b.owedLocked(s, batch[:0])
+		if len(batch) == 0 && all && !b.closed {
+			d.conn.SetWriteDeadline(time.Time{}) // or the next worker's attempt fails
+			b.goLiveLocked(s)
+			b.mu.Unlock()
+			return
+		}
+		b.mu.Unlock()
+		if len(batch) == 0 && all {
+			err = ErrClosed
+		} else {
+			err = b.give(s, batch, send)
+		}
+	}
+	b.dismiss(s, err)
+}
+
+// owedLocked appends to batch what s, which is detached, is to get next, and
+// tells whether that is all.
+func (b *Broker) owedLocked(s *subscriber, batch []*entry) (_ []*entry, all bool) {
+	d := s.detached
+	batch, d.hello = append(batch, d.hello...), nil
+	batch, all = b.pullLocked(s, batch)
+	switch {
+	case !all:
+	case b.closed && !d.bidden:
+		d.bidden = true
+		batch = append(batch, b.farewell()...)
+	case d.idle:
+		if len(batch) == 0 {
+			batch = b.keepAliveLocked(s)
+			d.suspect = true
+		}
+		d.idle = false
+	}
+	return batch, all
+}
+
+// dismiss ends the stream of s, which is detached.
+func (b *Broker) dismiss(s *subscriber, reason error) {
+	d := s.detached
+	d.conn.Close()
+	if d.isCut.Load() {
+		reason = errCut
+	}
+	go func() {
+		defer b.leave(s) // Shutdown waits for done
+		d.done(reason)
+	}()
+}
+
+// restLocked notes that s, which is detached, has gone live.
+func (b *Broker) restLocked(s *subscriber) {
+	s.detached.since = time.Now()
+	b.resting.push(s)
+	if period := b.keepAlivePeriod(); period > 0 && !b.sweeping {
+		b.sweeping = true
+		if b.sweeper == nil {
+			b.sweeper = time.AfterFunc(period, b.sweep)
+		} else {
+			b.sweeper.Reset(period)
+		}
+	}
+}
+
+// sweep has a keep-alive sent to the detached clients that need one.
+func (b *Broker) sweep() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.sweeping = false
+	for s := b.resting.first; s != nil; s = b.resting.first {
+		if left := b.keepAlivePeriod() - time.Since(s.detached.since); left > 0 {
+			b.sweeping = true
+			b.sweeper.Reset(left)
+			return
+		}
+		s.detached.idle = true
+		b.leaveBehindLocked(s, b.ring.head+1)
+	}
+}
+
+// welcome returns what a client is told as it connects: the reconnection time,
 // and where it begins if it came without an ID. A browser dispatches no event
 // for that, but sends the ID if it is cut off before its first event.
-func (b *Broker) preamble(start string) []byte {
+func (b *Broker) welcome(start string) []*entry {
 	if b.Retry < 0 {
-		if start == "" {
-			return nil
-		}
-		return placeMark(start).appendTo(nil)
+		return placeMark(start)
 	}
-	return Event{Retry: b.retry()}.appendBody(appendID(nil, start))
+	return []*entry{{mark: true, id: start, body: retryBody(b.retry())}}
 }
 
 // farewell returns what a client is told as the Broker sends it away: to come
 // back at a random time, from Retry up to twice that, since many others will.
-func (b *Broker) farewell() []byte {
+func (b *Broker) farewell() []*entry {
 	retry := b.retry()
-	return Event{Retry: retry + mrand.N(retry)}.appendBody(nil)
+	return []*entry{{mark: true, body: retryBody(retry + mrand.N(retry))}}
+}
+
+// keepAlive returns what is sent to s when it got nothing for a while.
+func (b *Broker) keepAlive(s *subscriber) []*entry {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.keepAliveLocked(s)
+}
+
+// keepAliveLocked is keepAlive with mu held. A client of a quiet topic among
+// busy ones is told a newer ID before its own leaves the history, or it would be
+// told of a gap where it missed nothing.
+func (b *Broker) keepAliveLocked(s *subscriber) []*entry {
+	comment := &entry{mark: true, body: keepAliveFrame}
+	missesNone := !s.behind.Load() && len(s.ch) == 0 || s.behind.Load() && s.cursor > b.ring.head
+	if !missesNone || b.ring.head-s.lastSeq <= uint64(b.ring.len()/2) {
+		return []*entry{comment}
+	}
+	s.lastSeq = b.ring.head
+	return append(placeMark(b.idLocked(s.lastSeq)), comment)
+}
+
+// placeMark returns what sets the client's last event ID, if there is an ID.
+func placeMark(id string) []*entry {
+	if id == "" {
+		return nil
+	}
+	return []*entry{{mark: true, id: id, body: "\n"}}
+}
+
+func retryBody(retry time.Duration) string {
+	return string(Event{Retry: retry}.appendBody(nil))
+}
+
+func (b *Broker) keepAlivePeriod() time.Duration {
+	return cmp.Or(b.KeepAlive, defaultKeepAlive)
 }
 
 func (b *Broker) retry() time.Duration {
@@ -881,31 +1249,6 @@ func (b *Broker) retry() time.Duration {
 		return defaultRetry
 	}
 	return max(b.Retry, time.Millisecond)
-}
-
-// placeMark returns an entry that is no event and sets the client's last event
-// ID.
-func placeMark(id string) *entry {
-	if id == "" {
-		return &entry{}
-	}
-	return &entry{id: id, body: "\n"}
-}
-
-// appendKeepAlive appends what is sent to s, which got nothing for a while. A
-// client of a quiet topic among busy ones is told a newer ID before its own
-// leaves the history, or it would be told of a gap where it missed nothing.
-func (b *Broker) appendKeepAlive(p []byte, s *subscriber) []byte {
-	p = append(p, keepAliveFrame...)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	head := b.ring.head
-	missesNone := !s.behind.Load() && len(s.ch) == 0
-	if !missesNone || head-s.lastSeq <= uint64(b.ring.len()/2) {
-		return p
-	}
-	s.lastSeq, s.lastID = head, b.idLocked(head)
-	return placeMark(s.lastID).appendTo(p)
 }
 
 // Subscribe returns an iterator over the events of the topics, for consumers in
@@ -920,7 +1263,7 @@ func (b *Broker) appendKeepAlive(p []byte, s *subscriber) []byte {
 // CatchUp's error.
 func (b *Broker) Subscribe(ctx context.Context, lastEventID string, topics ...string) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
-		s := &subscriber{}
+		s := &subscriber{ch: make(chan *entry, 1)}
 		if _, err := b.join(s, lastEventID, topics); err != nil {
 			yield(Event{}, err)
 			return
@@ -931,7 +1274,7 @@ func (b *Broker) Subscribe(ctx context.Context, lastEventID string, topics ...st
 				if err := context.Cause(ctx); err != nil {
 					return err
 				}
-				if e.isEvent() && !yield(parseEvent(e.id, e.body), nil) {
+				if !e.mark && !yield(parseEvent(e.id, e.body), nil) {
 					return errStop
 				}
 			}
@@ -942,6 +1285,9 @@ func (b *Broker) Subscribe(ctx context.Context, lastEventID string, topics ...st
 		}
 	}
 }
+
+// errCut is the reason for a client that Shutdown did not wait for any longer.
+var errCut = fmt.Errorf("%w, client cut off before it had all its events", ErrClosed)
 
 // errStop ends a loop over Subscribe that the program has left.
 var errStop = errors.New("sse: loop left")
@@ -1041,7 +1387,7 @@ func (b *Broker) warn(msg string, args ...any) {
 }
 
 // debug logs what became of the client that sent r.
-func (b *Broker) debug(msg string, r *http.Request, args ...any) {
+func (b *Broker) debug(r *http.Request, msg string, args ...any) {
 	if l := b.logger(); l.Enabled(r.Context(), slog.LevelDebug) {
 		l.DebugContext(r.Context(), msg, append(args, "remote", r.RemoteAddr, "url", r.URL.Path)...)
 	}

@@ -5,11 +5,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
+	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 	"unicode/utf8"
 )
@@ -180,7 +184,9 @@ func (w *Writer) write(p []byte) error {
 		return err
 	}
 	for piece := range slices.Chunk(p, pieceBytes) {
-		w.put(piece)
+		if err := w.put(piece); err != nil {
+			return err
+		}
 	}
 	return w.end()
 }
@@ -195,20 +201,15 @@ func (w *Writer) begin() error {
 	return w.err
 }
 
-func (w *Writer) put(piece []byte) {
-	if w.err != nil {
-		return
-	}
+func (w *Writer) put(piece []byte) error {
 	w.setDeadline()
 	if _, err := w.w.Write(piece); err != nil {
-		w.fail(err)
+		return w.fail(err)
 	}
+	return nil
 }
 
 func (w *Writer) end() error {
-	if w.err != nil {
-		return w.err
-	}
 	if err := w.rc.Flush(); err != nil {
 		return w.fail(err)
 	}
@@ -247,19 +248,152 @@ func (w *Writer) cut() {
 	w.rc.SetWriteDeadline(time.Unix(1, 0))
 }
 
-// fail ends the stream because of a failed write and returns the reason. An
-// HTTP/2 stream does not say that a deadline was missed, the clock does.
+// fail ends the stream because of a failed write and returns the reason.
 func (w *Writer) fail(err error) error {
-	timeout := cmp.Or(w.WriteTimeout, defaultWriteTimeout)
-	reason := ErrClientLeft
-	if errors.Is(err, os.ErrDeadlineExceeded) || timeout > 0 && time.Since(w.wrote) >= timeout {
-		reason = ErrTooSlow
-	}
-	w.err = fmt.Errorf("%w: %w", reason, err)
+	w.err = writeError(err, w.wrote, cmp.Or(w.WriteTimeout, defaultWriteTimeout))
 	return w.err
 }
 
 // leftError is the error for a stream whose context has ended.
 func leftError(ctx context.Context) error {
 	return fmt.Errorf("%w: %w", ErrClientLeft, context.Cause(ctx))
+}
+
+// writeError is the error for a stream to which a write failed that began at
+// the time began. An HTTP/2 stream does not say that a deadline was missed, the
+// clock does.
+func writeError(err error, began time.Time, timeout time.Duration) error {
+	reason := ErrClientLeft
+	if errors.Is(err, os.ErrDeadlineExceeded) || timeout > 0 && time.Since(began) >= timeout {
+		reason = ErrTooSlow
+	}
+	return fmt.Errorf("%w: %w", reason, err)
+}
+
+// A hijacked is the connection of a client that was taken over from net/http. One
+// goroutine at a time has it.
+type hijacked struct {
+	conn    net.Conn
+	raw     syscall.RawConn // nil: there is no way to write without waiting
+	timeout time.Duration
+	isCut   atomic.Bool
+}
+
+// hijack takes over the connection from w. It returns nil, having done nothing,
+// if that is impossible.
+func hijack(w http.ResponseWriter, r *http.Request, timeout time.Duration) *hijacked {
+	if r.ProtoMajor != 1 {
+		return nil
+	}
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return nil
+	}
+	h := &hijacked{conn: conn, timeout: cmp.Or(timeout, defaultWriteTimeout)}
+	// Only these very types: one that embeds them may do more than they.
+	switch conn := conn.(type) {
+	case *net.TCPConn:
+		h.raw, _ = conn.SyscallConn()
+	case *net.UnixConn:
+		h.raw, _ = conn.SyscallConn()
+	}
+	if runtime.GOOS == "windows" {
+		h.raw = nil // its sockets know no plain write
+	}
+	return h
+}
+
+// responseHead returns the head of the response that begins a stream which ends
+// with its connection.
+func responseHead(h http.Header, r *http.Request) string {
+	addHeaders(h, 0)
+	h.Del("Content-Length")
+	h.Del("Transfer-Encoding")
+	h.Set("Connection", "close")
+	if _, ok := h["Date"]; !ok {
+		h.Set("Date", time.Now().UTC().Format(http.TimeFormat))
+	}
+	var head strings.Builder
+	fmt.Fprintf(&head, "HTTP/%d.%d 200 OK\r\n", r.ProtoMajor, r.ProtoMinor)
+	h.Write(&head) // which replaces line ends within values
+	return head.String() + "\r\n"
+}
+
+// cut ends the stream and a write that is under way. It may be called at any
+// time.
+func (h *hijacked) cut() {
+	h.isCut.Store(true)
+	h.conn.Close()
+}
+
+// put writes the piece and waits until the client has taken it.
+func (h *hijacked) put(piece []byte) error {
+	began := time.Now()
+	if h.timeout > 0 {
+		h.conn.SetWriteDeadline(began.Add(h.timeout))
+	}
+	if _, err := h.conn.Write(piece); err != nil {
+		return writeError(err, began, h.timeout)
+	}
+	return nil
+}
+
+// peerLeft returns an error if the client has closed its connection, which it
+// may take a moment to find out.
+func (h *hijacked) peerLeft() error {
+	h.conn.SetReadDeadline(time.Now().Add(time.Millisecond))
+	var p [64]byte
+	if _, err := h.conn.Read(p[:]); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("%w: %w", ErrClientLeft, err)
+	}
+	return nil
+}
+
+// An attempt is one system call on a connection that must not be waited for. It
+// is there to be reused, since a RawConn takes a function.
+type attempt struct {
+	write, read func(fd uintptr) bool
+	p           []byte
+	n           int
+	err         error
+}
+
+func newAttempt() *attempt {
+	a := &attempt{}
+	a.write = func(fd uintptr) bool {
+		a.n, a.err = call(syscall.Write, fd, a.p)
+		return true // whatever came of it: do not wait
+	}
+	a.read = func(fd uintptr) bool {
+		a.n, a.err = call(syscall.Read, fd, a.p)
+		return true
+	}
+	return a
+}
+
+// call calls a function of package syscall, where a file descriptor is an int on
+// some systems and a handle on others.
+func call[FD ~int | ~uintptr](f func(FD, []byte) (int, error), fd uintptr, p []byte) (int, error) {
+	return f(FD(fd), p)
+}
+
+var errWouldWait = errors.New("sse: client does not take that much at once")
+
+// put writes the piece, or as much as n tells and returns an error.
+func (a *attempt) put(h *hijacked, piece []byte) (n int, err error) {
+	a.p, a.n = piece, 0
+	if err := h.raw.Write(a.write); err != nil {
+		return 0, err
+	}
+	if n = max(a.n, 0); n < len(piece) {
+		return n, errWouldWait
+	}
+	return n, nil
+}
+
+// peerLeft tells whether the client has closed its connection.
+func (a *attempt) peerLeft(h *hijacked) bool {
+	var p [64]byte
+	a.p = p[:]
+	return h.raw.Read(a.read) != nil || a.n == 0 && a.err == nil
 }
