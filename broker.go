@@ -94,10 +94,16 @@ type Broker struct {
 	// or a snapshot of the current state. It is asked for a client whose last
 	// event is not in the history, or that has seen none ("").
 	//
-	// Where the last event it yields has an ID that is in the history, the
-	// client goes on right after that event; otherwise with what was published
-	// since CatchUp was called. Its events bypass the history. An error it
-	// yields ends the client's stream, and the client will come back.
+	// Where the last event it yields is in the history, or the client's own one
+	// has come there if it yields none, the client goes on right after that
+	// event; otherwise with what was published since CatchUp was called. If the
+	// history does not reach back so far any more, CatchUp is asked again, with
+	// the ID of the last event it yielded, or if it yielded none with that of
+	// the newest one when it was called. So where it reads the log that
+	// the Broker is fed from, it reads up to what LastEventID returns when it is
+	// called: less would leave a hole, and what is beyond would come twice. Its
+	// events bypass the history. An error it yields ends the client's stream,
+	// and the client will come back.
 	//
 	// It runs in the client's own goroutine and may block; ctx ends when the
 	// client leaves. Nil sends a client whose last event is not in the history
@@ -257,12 +263,13 @@ type subscriber struct {
 	lost     bool   // what comes after lastID is not in the ring
 
 	// Guarded by the broker's mu.
-	cursor uint64             // behind: the first entry it has not pulled
-	since  uint64             // lost: the first entry published after that was found
-	seen   uint64             // the last entry that Publish handed to it
-	index  []int              // live: where it stands in each of its topics
-	cancel context.CancelFunc // ends a call of CatchUp
-	cut    func()             // ends a write
+	cursor  uint64             // behind: the first entry it has not pulled
+	since   uint64             // lost: the first entry published after that was found
+	sinceID string             // lost: ID of the place right before that
+	seen    uint64             // the last entry that Publish handed to it
+	index   []int              // live: where it stands in each of its topics
+	cancel  context.CancelFunc // ends a call of CatchUp
+	cut     func()             // ends a write
 
 	detached *detached // nil unless Detach took its connection over
 }
@@ -496,6 +503,53 @@ func (b *Broker) expired(e *entry) bool {
 	return b.HistoryAge > 0 && time.Since(e.at) > b.HistoryAge
 }
 
+// Reset drops the history and begins a new one. It is for a Broker that is fed
+// from a log elsewhere, when events are missing between what it has and what
+// it will be fed. Every client, those connected now included, is told of a gap
+// as one is whose last event has left the history: CatchUp is asked, or it gets
+// the gap event and then what is published from now on.
+//
+// lastEventID is the ID of the event in that log right before the new history:
+// a client that has seen it has missed nothing. "" leaves that to the Broker.
+// IDs from before are forgotten and may be published again.
+//
+// Reset waits for no client and takes time in proportion to their number. It
+// returns [ErrClosed] after Shutdown, [ErrDuplicateID] for an ID that the
+// Broker assigned, and for one that cannot be sent the error of
+// [Event.AppendText]; then it has done nothing.
+func (b *Broker) Reset(lastEventID string) error {
+	if err := (Event{ID: lastEventID}).check(); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return ErrClosed
+	}
+	b.initLocked()
+	if strings.HasPrefix(lastEventID, b.prefix) {
+		return fmt.Errorf("%w %s", ErrDuplicateID, quote(lastEventID))
+	}
+	for b.ring.len() > 0 {
+		b.releaseLocked(b.ring.pop().topics)
+	}
+	clear(b.ids)
+	// One number is left out, so that the place of a client that has had
+	// everything so far is out of the ring as well.
+	b.ring.head++
+	b.ring.tail = b.ring.head + 1
+	b.ring.evicted = lastEventID
+	if lastEventID != "" && b.History >= 0 {
+		b.ids[lastEventID] = b.ring.head
+	}
+	for s := range b.subs {
+		if !s.behind.Load() {
+			b.leaveBehindLocked(s, b.ring.head)
+		}
+	}
+	return nil
+}
+
 // historyLocked returns the first entry that a client that reconnects may get.
 func (b *Broker) historyLocked() uint64 {
 	if b.History < 0 {
@@ -575,7 +629,7 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) (start strin
 	}
 	s.behind.Store(true)
 	s.lastID, s.lastSeq, s.replayTo = lastID, b.ring.head, b.ring.head
-	s.cursor, s.since = b.ring.head+1, b.ring.head+1
+	s.cursor, s.since, s.sinceID = b.ring.head+1, b.ring.head+1, b.idLocked(b.ring.head)
 	first := b.historyLocked()
 	seq, known := b.findLocked(lastID)
 	switch {
@@ -688,7 +742,7 @@ func (b *Broker) pull(s *subscriber, batch []*entry) ([]*entry, error) {
 // that is all there is.
 func (b *Broker) pullLocked(s *subscriber, batch []*entry) (_ []*entry, all bool) {
 	if s.cursor < b.ring.tail {
-		s.lost, s.cursor, s.since = true, b.ring.tail, b.ring.head+1
+		s.lost, s.cursor, s.since, s.sinceID = true, b.ring.tail, b.ring.head+1, b.idLocked(b.ring.head)
 		b.gaps.Add(1)
 	}
 	if s.lost {
@@ -763,8 +817,9 @@ func (b *Broker) bridge(ctx context.Context, s *subscriber, send func([]*entry) 
 	b.mu.Unlock()
 
 	var batch []*entry
-	bytes, last := 0, ""
-	for ev, err := range b.CatchUp(ctx, s.lastID, names(s.topics)) {
+	asked := s.lastID
+	bytes, last := 0, asked
+	for ev, err := range b.CatchUp(ctx, asked, names(s.topics)) {
 		if err == nil {
 			err = ev.check()
 		}
@@ -782,13 +837,13 @@ func (b *Broker) bridge(ctx context.Context, s *subscriber, send func([]*entry) 
 		}
 	}
 	b.mu.Lock()
-	if seq, ok := b.findLocked(last); ok {
+	s.cursor = s.since
+	if seq, ok := b.findLocked(last); ok && seq+1 >= b.ring.tail {
 		s.cursor = seq + 1
-	} else {
+	} else if s.since >= b.ring.tail || last == asked && last != "" {
 		// A client that is cut off after this has all of CatchUp's events.
-		s.cursor = s.since
-		batch = append(batch, placeMark(b.idLocked(s.since-1))...)
-	}
+		batch = append(batch, placeMark(s.sinceID)...)
+	} // else pull finds it lost, and CatchUp is asked for what comes after last
 	s.cancel = nil
 	b.mu.Unlock()
 	return b.give(s, batch, send)
