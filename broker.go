@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"math"
 	mrand "math/rand/v2"
 	"net/http"
 	"runtime"
@@ -116,12 +117,16 @@ type Broker struct {
 	Logger *slog.Logger
 
 	published, delivered, replayed, behind, gaps atomic.Int64 // see Stats
+	waiting                                      atomic.Int32 // calls of lock that wait for mu
+	publishing                                   atomic.Int32 // calls of Publish that wait for mu
 
 	// mu guards the fields below, the entries of the ring, all topics, and
 	// those fields of subscribers that say so. It is never held while
 	// something is written to a client or code of the program runs.
 	mu      sync.Mutex
 	ring    ring
+	fan     uint64            // the first entry that was not handed to its live subscribers yet
+	fanning bool              // fanOut runs
 	prefix  string            // of assigned IDs; "" until the first use
 	ids     map[string]uint64 // where events with an ID of their own are in the ring
 	topics  map[string]*topic // those with a subscriber or an event in the ring
@@ -266,7 +271,7 @@ type subscriber struct {
 	cursor  uint64             // behind: the first entry it has not pulled
 	since   uint64             // lost: the first entry published after that was found
 	sinceID string             // lost: ID of the place right before that
-	seen    uint64             // the last entry that Publish handed to it
+	seen    uint64             // live: it was handed all that is for it up to this entry
 	index   []int              // live: where it stands in each of its topics
 	cancel  context.CancelFunc // ends a call of CatchUp
 	cut     func()             // ends a write
@@ -299,7 +304,7 @@ func (b *Broker) initLocked() {
 	}
 	// 40 random bits tell the IDs of two runs of a program apart.
 	b.prefix = strings.ToLower(rand.Text()[:8]) + "-"
-	b.ring.tail = 1
+	b.ring.tail, b.fan = 1, 1
 	b.ids = map[string]uint64{}
 	b.topics = map[string]*topic{}
 	b.subs = map[*subscriber]struct{}{}
@@ -322,7 +327,7 @@ func (b *Broker) Publish(ev Event, topics ...string) error {
 	}
 	e := newEntry(ev)
 	topics = distinct(topics)
-	b.mu.Lock()
+	b.lock()
 	defer b.mu.Unlock()
 	if b.closed {
 		return ErrClosed
@@ -337,13 +342,63 @@ func (b *Broker) Publish(ev Event, topics ...string) error {
 	b.ring.push(e)
 	b.evictLocked()
 	b.published.Add(1)
-	for _, t := range e.topics {
-		// Backwards, because a subscriber that is left behind is removed.
-		for i := len(t.live) - 1; i >= 0; i-- {
-			b.handLocked(e, t.live[i].sub)
-		}
-	}
+	b.fanOutLocked(e)
 	return nil
+}
+
+// fewLive is how many subscribers Publish itself hands an event to.
+const fewLive = 16
+
+// fanOutLocked has e, the newest entry, handed to its subscribers. If they are
+// many another goroutine does it: Publish returns at once, and a burst is in the
+// ring as a whole before most of them are woken for it.
+func (b *Broker) fanOutLocked(e *entry) {
+	if b.fanning {
+		return
+	}
+	live := 0
+	for _, t := range e.topics {
+		live += len(t.live)
+	}
+	if live <= fewLive {
+		b.fanOutAllLocked()
+		return
+	}
+	b.fanning = true
+	go b.fanOut()
+}
+
+// fanOut hands out entries until there are no more.
+func (b *Broker) fanOut() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fanOutUpToLocked(math.MaxUint64, true)
+	b.fanning = false
+}
+
+// fanOutAllLocked hands out what was published, so that each live subscriber has
+// all that is its due, or is behind.
+func (b *Broker) fanOutAllLocked() { b.fanOutUpToLocked(b.ring.head, false) }
+
+// fanOutUpToLocked hands out entries in their order, up to the one numbered last.
+// If it may yield it releases mu for those that wait in lock.
+func (b *Broker) fanOutUpToLocked(last uint64, yield bool) {
+	for b.fan <= min(last, b.ring.head) {
+		e := b.ring.at(b.fan)
+		for _, t := range e.topics {
+			// Backwards, because a subscriber that is left behind is removed and
+			// the last one takes its place.
+			for i := len(t.live) - 1; i >= 0; i = min(i, len(t.live)) - 1 {
+				b.handLocked(e, t.live[i].sub)
+				if yield && b.waiting.Load() > 0 {
+					b.mu.Unlock()
+					runtime.Gosched()
+					b.mu.Lock()
+				}
+			}
+		}
+		b.fan = max(b.fan, e.seq+1) // another call may have come further
+	}
 }
 
 // scratch holds buffers of up to about pieceBytes.
@@ -389,19 +444,23 @@ func (b *Broker) assignedID(seq uint64) string {
 	return b.prefix + strconv.FormatUint(seq, 36)
 }
 
-// handLocked hands e to s, or leaves s behind.
+// handLocked hands e to s, or leaves s behind: when ch is full, and also when there
+// are newer entries, which s then gets together with e.
 func (b *Broker) handLocked(e *entry, s *subscriber) {
-	if s.seen == e.seq { // it listens to another of e's topics
+	if e.seq <= s.seen { // it listens to another of e's topics, or went live after e
 		return
 	}
 	s.seen = e.seq
-	select {
-	case s.ch <- e:
-	default: // always for a detached client, which has no channel
-		b.leaveBehindLocked(s, e.seq)
-		if s.detached == nil {
-			b.behind.Add(1)
+	if e.seq == b.ring.head {
+		select {
+		case s.ch <- e:
+			return
+		default: // always for a detached client, which has no channel
 		}
+	}
+	b.leaveBehindLocked(s, e.seq)
+	if s.detached == nil {
+		b.behind.Add(1)
 	}
 }
 
@@ -436,6 +495,7 @@ func (b *Broker) goLiveLocked(s *subscriber) {
 		t.live = append(t.live, place{s, nth})
 	}
 	s.behind.Store(false)
+	s.seen = b.ring.head
 	if s.detached != nil {
 		b.restLocked(s)
 	}
@@ -494,6 +554,7 @@ func (b *Broker) evictLocked() {
 		}
 		// The ID of the last evicted entry stays known: a client that has it
 		// has missed nothing yet.
+		b.fanOutUpToLocked(b.ring.tail, false) // or nobody would hear of it
 		delete(b.ids, b.ring.evicted)
 		b.releaseLocked(b.ring.pop().topics)
 	}
@@ -530,6 +591,7 @@ func (b *Broker) Reset(lastEventID string) error {
 	if strings.HasPrefix(lastEventID, b.prefix) {
 		return fmt.Errorf("%w %s", ErrDuplicateID, quote(lastEventID))
 	}
+	b.fanOutAllLocked()
 	for b.ring.len() > 0 {
 		b.releaseLocked(b.ring.pop().topics)
 	}
@@ -538,6 +600,7 @@ func (b *Broker) Reset(lastEventID string) error {
 	// everything so far is out of the ring as well.
 	b.ring.head++
 	b.ring.tail = b.ring.head + 1
+	b.fan = b.ring.tail
 	b.ring.evicted = lastEventID
 	if lastEventID != "" && b.History >= 0 {
 		b.ids[lastEventID] = b.ring.head
@@ -713,11 +776,18 @@ func (b *Broker) step(s *subscriber, first *entry, send func([]*entry) error) er
 	return end
 }
 
+// lock locks mu, for which fanOut steps back.
+func (b *Broker) lock() {
+	b.waiting.Add(1)
+	b.mu.Lock()
+	b.waiting.Add(-1)
+}
+
 // pull appends to batch what waits in s.ch and then what s, which is behind, can
 // take from the ring, and makes s live if that is all. It returns ErrClosed if
 // that is all there will ever be.
 func (b *Broker) pull(s *subscriber, batch []*entry) ([]*entry, error) {
-	b.mu.Lock()
+	b.lock()
 	defer b.mu.Unlock()
 	// What is in ch was published before what is at cursor.
 	select {
@@ -1235,6 +1305,7 @@ func (b *Broker) sweep() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.sweeping = false
+	b.fanOutAllLocked()
 	for s := b.resting.first; s != nil; s = b.resting.first {
 		if left := b.keepAlivePeriod() - time.Since(s.detached.since); left > 0 {
 			b.sweeping = true
@@ -1275,6 +1346,7 @@ func (b *Broker) keepAlive(s *subscriber) []*entry {
 // told of a gap where it missed nothing.
 func (b *Broker) keepAliveLocked(s *subscriber) []*entry {
 	comment := &entry{mark: true, body: keepAliveFrame}
+	b.fanOutAllLocked()
 	missesNone := !s.behind.Load() && len(s.ch) == 0 || s.behind.Load() && s.cursor > b.ring.head
 	if !missesNone || b.ring.head-s.lastSeq <= uint64(b.ring.len()/2) {
 		return []*entry{comment}
@@ -1360,6 +1432,7 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 	b.initLocked()
 	if !b.closed {
 		b.closed = true
+		b.fanOutAllLocked()
 		b.gone = make(chan struct{})
 		if len(b.subs) == 0 {
 			close(b.gone)
