@@ -118,7 +118,8 @@ func (e Event) appendBody(b []byte) []byte {
 		b = appendField(b, "event: ", e.Type)
 	}
 	if e.Retry != 0 {
-		b = appendField(b, "retry: ", strconv.FormatInt(e.Retry.Milliseconds(), 10))
+		b = append(b, "retry: "...)
+		b = append(strconv.AppendInt(b, e.Retry.Milliseconds(), 10), '\n')
 	}
 	// Without a data field a browser drops the block, so an event with empty
 	// data has one too, and only the lone reconnection time has none.
@@ -157,7 +158,7 @@ func parseEvent(id, body string) Event {
 	if rest, ok := strings.CutPrefix(body, "retry: "); ok {
 		var ms string
 		ms, body, _ = strings.Cut(rest, "\n")
-		e.Retry = parseRetry(ms)
+		e.Retry, _ = parseRetry(ms)
 	}
 	if rest, ok := strings.CutPrefix(body, "data: "); ok {
 		e.Data = strings.ReplaceAll(strings.TrimSuffix(rest, "\n\n"), "\ndata: ", "\n")
@@ -165,14 +166,15 @@ func parseEvent(id, body string) Event {
 	return e
 }
 
-// parseRetry returns the reconnection time that a retry field means, or 0 if
-// it is to be ignored because it holds anything but digits.
-func parseRetry(value string) time.Duration {
-	ms, err := strconv.ParseUint(value, 10, 63)
-	if err != nil && !errors.Is(err, strconv.ErrRange) {
-		return 0
+// parseRetry returns the reconnection time that a retry field means. The field
+// is to be ignored if it holds anything but digits.
+func parseRetry(value string) (retry time.Duration, ok bool) {
+	if value == "" || strings.Trim(value, "0123456789") != "" {
+		return 0, false
 	}
-	return time.Duration(min(ms, math.MaxInt64/uint64(time.Millisecond))) * time.Millisecond
+	const most = math.MaxInt64 / uint64(time.Millisecond)
+	ms, _ := strconv.ParseUint(value, 10, 64) // the largest if it is out of range
+	return time.Duration(min(ms, most)) * time.Millisecond, true
 }
 
 // ErrEventTooLarge is returned by [Decoder.Decode] for an event that is larger
@@ -196,7 +198,7 @@ type Decoder struct {
 
 	r       *bufio.Reader
 	err     error  // what ended the stream
-	started bool   // past the first line, which may begin with a byte order mark
+	started bool   // past a byte order mark, if there was one
 	skipLF  bool   // the last line ended in CR: an LF that follows belongs to it
 	long    []byte // a line that did not fit in r's buffer, so far
 
@@ -280,7 +282,7 @@ func (d *Decoder) field(line []byte) {
 			d.id = toUTF8(value)
 		}
 	case "retry":
-		if retry := parseRetry(string(value)); retry > 0 || string(value) == "0" {
+		if retry, ok := parseRetry(string(value)); ok {
 			d.retry, d.wait = retry, retry
 		}
 	}
@@ -291,6 +293,10 @@ func (d *Decoder) field(line []byte) {
 // which may be long in coming.
 func (d *Decoder) line() ([]byte, error) {
 	d.long = d.long[:0]
+	if !d.started {
+		d.started = true
+		d.skipBOM()
+	}
 	for {
 		if _, err := d.r.Peek(1); err != nil {
 			return nil, err
@@ -325,12 +331,20 @@ func (d *Decoder) line() ([]byte, error) {
 			d.long = append(d.long, line...)
 			line = d.long
 		}
-		if !d.started {
-			d.started = true
-			line = bytes.TrimPrefix(line, []byte("\ufeff"))
-		}
 		return line, nil
 	}
+}
+
+// skipBOM skips a byte order mark. It waits for no more bytes than it needs to
+// tell that there is none.
+func (d *Decoder) skipBOM() {
+	const bom = "\ufeff"
+	for n := 1; n <= len(bom); n++ {
+		if b, err := d.r.Peek(n); err != nil || b[n-1] != bom[n-1] {
+			return
+		}
+	}
+	d.r.Discard(len(bom))
 }
 
 // count adds part of a line to the size of the event, unless it is a comment's.

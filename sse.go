@@ -39,6 +39,7 @@
 package sse
 
 import (
+	"cmp"
 	"net/http"
 	"time"
 )
@@ -88,6 +89,11 @@ func Serve(w http.ResponseWriter, r *http.Request, events <-chan Event) error {
 				return nil
 			}
 			together = receive(append(together[:0], e), events)
+			for i, e := range together {
+				if refused := e.check(); refused != nil {
+					return cmp.Or(out.Send(together[:i]...), refused)
+				}
+			}
 			err = out.Send(together...)
 		}
 		if err != nil {

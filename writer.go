@@ -96,19 +96,35 @@ func newWriter(w http.ResponseWriter, r *http.Request, timeout time.Duration) (*
 		out.err = http.ErrBodyNotAllowed
 		return out, nil
 	}
-	out.setDeadline()
-	err := out.end()
-	if errors.Is(err, http.ErrNotSupported) {
+	if !canFlush(w) {
 		for _, name := range added {
 			w.Header().Del(name)
 		}
-		err = fmt.Errorf("sse: %T cannot be flushed: %w", w, http.ErrNotSupported)
+		err := fmt.Errorf("sse: %T cannot be flushed: %w", w, http.ErrNotSupported)
 		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return nil, err
 	}
-	if err != nil {
+	out.setDeadline()
+	// Not left to the flush: a compressor may look at the headers here alone.
+	w.WriteHeader(http.StatusOK)
+	if err := out.end(); err != nil {
 		return nil, err
 	}
 	return out, nil
+}
+
+// canFlush tells whether an http.ResponseController finds a way to flush w.
+func canFlush(w http.ResponseWriter) bool {
+	for {
+		switch t := w.(type) {
+		case http.Flusher, interface{ FlushError() error }:
+			return true
+		case interface{ Unwrap() http.ResponseWriter }:
+			w = t.Unwrap()
+		default:
+			return false
+		}
+	}
 }
 
 // addHeaders sets the headers of an event stream that the program did not set
@@ -224,13 +240,13 @@ func (w *Writer) end() error {
 func (w *Writer) setDeadline() {
 	w.wrote = time.Now()
 	timeout := cmp.Or(w.WriteTimeout, defaultWriteTimeout)
-	if timeout < 0 || w.noDeadline || w.keep && w.deadline.Sub(w.wrote) > timeout-timeout/16 {
-		return
+	isSet := w.keep && w.deadline.Sub(w.wrote) > timeout-timeout/16
+	if timeout > 0 && !w.noDeadline && !isSet {
+		w.deadline = w.wrote.Add(timeout)
+		err := w.rc.SetWriteDeadline(w.deadline)
+		w.noDeadline = errors.Is(err, http.ErrNotSupported)
 	}
-	w.deadline = w.wrote.Add(timeout)
-	err := w.rc.SetWriteDeadline(w.deadline)
-	w.noDeadline = errors.Is(err, http.ErrNotSupported)
-	if w.isCut.Load() {
+	if w.isCut.Load() { // perhaps before the deadline was set
 		w.cut()
 	}
 }
@@ -309,6 +325,7 @@ func responseHead(h http.Header, r *http.Request) string {
 	addHeaders(h, 0)
 	h.Del("Content-Length")
 	h.Del("Transfer-Encoding")
+	h.Del("Content-Encoding") // of a compressor, which the stream goes past
 	h.Set("Connection", "close")
 	if _, ok := h["Date"]; !ok {
 		h.Set("Date", time.Now().UTC().Format(http.TimeFormat))
