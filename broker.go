@@ -106,6 +106,10 @@ type Broker struct {
 	// events bypass the history. An error it yields ends the client's stream,
 	// and the client will come back.
 	//
+	// A snapshot that bears the broker's LastEventID as its ID, both taken while
+	// the program's own lock keeps others from publishing, is followed by exactly
+	// what was published after it.
+	//
 	// It runs in the client's own goroutine and may block; ctx ends when the
 	// client leaves. Nil sends a client whose last event is not in the history
 	// an event of type "gap", whose data is the ID of that last event, and then
@@ -118,7 +122,6 @@ type Broker struct {
 
 	published, delivered, replayed, behind, gaps atomic.Int64 // see Stats
 	waiting                                      atomic.Int32 // calls of lock that wait for mu
-	publishing                                   atomic.Int32 // calls of Publish that wait for mu
 
 	// mu guards the fields below, the entries of the ring, all topics, and
 	// those fields of subscribers that say so. It is never held while
@@ -314,8 +317,8 @@ func (b *Broker) initLocked() {
 
 // Publish sends ev to every subscriber of the topics, once, and keeps it in the
 // history. No topic is the default topic, whose name is "". Publish waits for
-// no client: one that falls behind catches up from the history. It takes time
-// in proportion to the subscribers of the topics that are not behind.
+// no client: one that falls behind catches up from the history. It takes the same
+// short time however many subscribers there are.
 //
 // Without an ID the event is assigned one. One that is in the history already
 // is refused with [ErrDuplicateID], which makes it harmless to publish an event
@@ -381,7 +384,8 @@ func (b *Broker) fanOut() {
 func (b *Broker) fanOutAllLocked() { b.fanOutUpToLocked(b.ring.head, false) }
 
 // fanOutUpToLocked hands out entries in their order, up to the one numbered last.
-// If it may yield it releases mu for those that wait in lock.
+// If it may yield it releases mu for those that wait in lock, and has subscribers
+// that are to get several entries pull them.
 func (b *Broker) fanOutUpToLocked(last uint64, yield bool) {
 	for b.fan <= min(last, b.ring.head) {
 		e := b.ring.at(b.fan)
@@ -389,7 +393,7 @@ func (b *Broker) fanOutUpToLocked(last uint64, yield bool) {
 			// Backwards, because a subscriber that is left behind is removed and
 			// the last one takes its place.
 			for i := len(t.live) - 1; i >= 0; i = min(i, len(t.live)) - 1 {
-				b.handLocked(e, t.live[i].sub)
+				b.handLocked(e, t.live[i].sub, yield && e.seq < b.ring.head)
 				if yield && b.waiting.Load() > 0 {
 					b.mu.Unlock()
 					runtime.Gosched()
@@ -444,14 +448,13 @@ func (b *Broker) assignedID(seq uint64) string {
 	return b.prefix + strconv.FormatUint(seq, 36)
 }
 
-// handLocked hands e to s, or leaves s behind: when ch is full, and also when there
-// are newer entries, which s then gets together with e.
-func (b *Broker) handLocked(e *entry, s *subscriber) {
+// handLocked hands e to s, or leaves s behind if it is to pull or ch is full.
+func (b *Broker) handLocked(e *entry, s *subscriber, pull bool) {
 	if e.seq <= s.seen { // it listens to another of e's topics, or went live after e
 		return
 	}
 	s.seen = e.seq
-	if e.seq == b.ring.head {
+	if !pull {
 		select {
 		case s.ch <- e:
 			return
@@ -1386,8 +1389,7 @@ func (b *Broker) retry() time.Duration {
 // the same is true for one that is too slow: nobody waits for it.
 //
 // Iteration blocks until there is an event. It ends with an error and a zero
-// Event: one that wraps the cause of ctx's end, [ErrClosed] after Shutdown, or
-// CatchUp's error.
+// Event: the cause of ctx's end, [ErrClosed] after Shutdown, or CatchUp's error.
 func (b *Broker) Subscribe(ctx context.Context, lastEventID string, topics ...string) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		s := &subscriber{ch: make(chan *entry, 1)}
@@ -1407,7 +1409,11 @@ func (b *Broker) Subscribe(ctx context.Context, lastEventID string, topics ...st
 			}
 			return nil
 		})
-		if err != errStop {
+		switch {
+		case err == errStop:
+		case ctx.Err() != nil:
+			yield(Event{}, context.Cause(ctx))
+		default:
 			yield(Event{}, err)
 		}
 	}
