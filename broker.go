@@ -162,6 +162,14 @@ type entry struct {
 
 func (e *entry) size() int { return len(e.id) + len(e.body) }
 
+// encode returns the entries as they are written to a stream.
+func encode(batch []*entry) (p []byte) {
+	for _, e := range batch {
+		p = append(appendID(p, e.id), e.body...)
+	}
+	return p
+}
+
 // pieces encodes the entries, leaves out the first skip bytes, and hands the rest
 // to emit until that returns an error. However large an event is, no more than a
 // piece of it is copied at a time.
@@ -965,9 +973,7 @@ func (b *Broker) admit(w http.ResponseWriter, r *http.Request, topics []string) 
 		b.warn("sse: clients are turned away", "MaxClients", b.MaxClients)
 	}
 	// A browser gives up for good on an answer that is no stream.
-	if out, err := newWriter(w, r, b.WriteTimeout); err == nil {
-		write(out, b.farewell())
-	}
+	newWriter(w, r, b.WriteTimeout, encode(b.farewell()))
 	return nil, "", err
 }
 
@@ -989,7 +995,7 @@ func (b *Broker) serve(w http.ResponseWriter, r *http.Request, s *subscriber, st
 		b.leave(s)
 		b.debug(r, "sse: client gone", "reason", err)
 	}()
-	out, err := newWriter(w, r, b.WriteTimeout)
+	out, err := newWriter(w, r, b.WriteTimeout, encode(b.welcome(start)))
 	if err != nil {
 		b.warn("sse: no stream is possible", "error", err)
 		return err
@@ -1010,7 +1016,6 @@ func (b *Broker) serve(w http.ResponseWriter, r *http.Request, s *subscriber, st
 		timer = time.AfterFunc(period, func() { due.Store(true); s.wake() })
 		defer timer.Stop()
 	}
-	hello := b.welcome(start)
 	err = b.run(r.Context(), s, func(batch []*entry) error {
 		if due.Load() {
 			due.Store(false)
@@ -1018,9 +1023,6 @@ func (b *Broker) serve(w http.ResponseWriter, r *http.Request, s *subscriber, st
 				batch = append(batch, b.keepAlive(s)...)
 			}
 			defer func() { timer.Reset(period - time.Since(out.wrote)) }()
-		}
-		if len(hello) > 0 {
-			batch, hello = append(hello, batch...), nil
 		}
 		return write(out, batch)
 	})

@@ -84,10 +84,12 @@ type Writer struct {
 //
 // See https://html.spec.whatwg.org/multipage/server-sent-events.html#server-sent-events-intro.
 func NewWriter(w http.ResponseWriter, r *http.Request) (*Writer, error) {
-	return newWriter(w, r, 0)
+	return newWriter(w, r, 0, nil)
 }
 
-func newWriter(w http.ResponseWriter, r *http.Request, timeout time.Duration) (*Writer, error) {
+// newWriter is NewWriter for a stream that begins with hello, in the same flush
+// as the headers: no client sees the one without the other.
+func newWriter(w http.ResponseWriter, r *http.Request, timeout time.Duration, hello []byte) (*Writer, error) {
 	out := &Writer{WriteTimeout: timeout, w: w, rc: http.NewResponseController(w), ctx: r.Context()}
 	out.rc.SetReadDeadline(time.Time{}) // fails only where there is none to lift
 	added := addHeaders(w.Header(), r.ProtoMajor)
@@ -107,6 +109,11 @@ func newWriter(w http.ResponseWriter, r *http.Request, timeout time.Duration) (*
 	out.setDeadline()
 	// Not left to the flush: a compressor may look at the headers here alone.
 	w.WriteHeader(http.StatusOK)
+	if len(hello) > 0 {
+		if err := out.put(hello); err != nil {
+			return nil, err
+		}
+	}
 	if err := out.end(); err != nil {
 		return nil, err
 	}
