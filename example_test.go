@@ -1,0 +1,537 @@
+package sse_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/seed22e817d0/sse"
+)
+
+// A whole server: every client that connects gets what is published from then
+// on.
+func Example() {
+	broker := &sse.Broker{}
+	mux := http.NewServeMux()
+	mux.Handle("GET /events", broker)
+	srv := httptest.NewServer(mux) // a program calls http.ListenAndServe
+	defer srv.Close()
+
+	resp, err := http.Get(srv.URL + "/events")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer resp.Body.Close()
+	broker.Publish(sse.Event{Data: "hello"})
+
+	ev, err := sse.NewDecoder(resp.Body).Decode()
+	fmt.Println(ev.Data, err)
+	// Output: hello <nil>
+}
+
+// Who may read which topics is decided by code in front of Serve, and what is
+// to be done for a client that has left, behind it.
+func ExampleBroker_Serve() {
+	broker := &sse.Broker{}
+	mayRead := func(r *http.Request, room string) bool {
+		return r.URL.Query().Get("key") == "key-of-"+room
+	}
+
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /rooms/{room}/events", func(w http.ResponseWriter, r *http.Request) {
+		room := r.PathValue("room")
+		if !mayRead(r, room) {
+			http.Error(w, "forbidden", http.StatusForbidden)
+			return
+		}
+		err := broker.Serve(w, r, "room/"+room, "announcements")
+		slog.Debug("client left", "room", room, "reason", err)
+	})
+	srv := httptest.NewServer(mux)
+	defer srv.Close()
+
+	resp, err := http.Get(srv.URL + "/rooms/42/events?key=key-of-43")
+	if err != nil {
+		log.Fatal(err)
+	}
+	resp.Body.Close()
+	fmt.Println(resp.Status)
+
+	resp, err = http.Get(srv.URL + "/rooms/42/events?key=key-of-42")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer resp.Body.Close()
+	fmt.Println(resp.Status)
+	broker.Publish(sse.Event{Data: "for room 42"}, "room/42")
+	broker.Publish(sse.Event{Data: "for room 43"}, "room/43")
+	broker.Publish(sse.Event{Data: "for all rooms"}, "announcements")
+	broker.Shutdown(context.Background()) // ends the stream once all is sent
+	for ev := range sse.NewDecoder(resp.Body).All() {
+		fmt.Println(ev.Data)
+	}
+	// Output:
+	// 403 Forbidden
+	// 200 OK
+	// for room 42
+	// for all rooms
+}
+
+// A stream ends when the context of its request does. The browser comes back,
+// and is told that it may not.
+func ExampleBroker_Serve_revoke() {
+	broker := &sse.Broker{}
+	session, revoke := context.WithCancel(context.Background()) // found by the session's cookie, say
+
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		if session.Err() != nil {
+			http.Error(w, "session is over", http.StatusUnauthorized)
+			return
+		}
+		ctx, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		defer context.AfterFunc(session, cancel)()
+		broker.Serve(w, r.WithContext(ctx), "user/7")
+	}
+	srv := httptest.NewServer(http.HandlerFunc(handler))
+	defer srv.Close()
+
+	resp, err := http.Get(srv.URL)
+	if err != nil {
+		log.Fatal(err)
+	}
+	revoke()
+	_, err = sse.NewDecoder(resp.Body).Decode()
+	resp.Body.Close()
+	fmt.Println(resp.Status, "then", err)
+
+	resp, err = http.Get(srv.URL)
+	if err != nil {
+		log.Fatal(err)
+	}
+	resp.Body.Close()
+	fmt.Println(resp.Status)
+	// Output:
+	// 200 OK then EOF
+	// 401 Unauthorized
+}
+
+// A detached client costs no goroutine of net/http. What is to be done once it
+// has left is said beforehand.
+func ExampleBroker_Detach() {
+	broker := &sse.Broker{}
+	left := make(chan error)
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /prices", func(w http.ResponseWriter, r *http.Request) {
+		broker.Detach(w, r, func(err error) { left <- err }, "prices")
+	})
+	srv := httptest.NewServer(mux)
+	defer srv.Close()
+
+	resp, err := http.Get(srv.URL + "/prices")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer resp.Body.Close()
+	broker.Publish(sse.Event{Data: "42"}, "prices")
+	ev, err := sse.NewDecoder(resp.Body).Decode()
+	fmt.Println(ev.Data, err)
+	go broker.Shutdown(context.Background())
+	fmt.Println("left:", <-left)
+	// Output:
+	// 42 <nil>
+	// left: sse: broker is shut down
+}
+
+// An event that is published twice, by a queue that delivers at least once for
+// instance, reaches everybody once if it has an ID of its own.
+func ExampleBroker_Publish() {
+	broker := &sse.Broker{}
+	for range 2 {
+		err := broker.Publish(sse.Event{ID: "orders-4711", Data: "paid"}, "orders")
+		if errors.Is(err, sse.ErrDuplicateID) {
+			fmt.Println("known already:", err)
+		} else if err != nil {
+			log.Fatal(err)
+		}
+	}
+	fmt.Println(broker.Stats().Published, "published")
+	// Output:
+	// known already: sse: duplicate event ID "orders-4711"
+	// 1 published
+}
+
+// The parts of a program subscribe as clients do, without HTTP.
+func ExampleBroker_Subscribe() {
+	broker := &sse.Broker{}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+
+	start := broker.LastEventID()
+	broker.Publish(sse.Event{Data: "an order"}, "orders")
+	broker.Publish(sse.Event{Data: "a visit"}, "visits")
+	broker.Publish(sse.Event{Data: "a large order"}, "orders")
+
+	orders := 0
+	for ev, err := range broker.Subscribe(ctx, start, "orders") {
+		if err != nil {
+			fmt.Println(err)
+			break
+		}
+		fmt.Println(ev.Data)
+		if orders++; orders == 2 {
+			stop() // the loop ends with the context's error
+		}
+	}
+	// Output:
+	// an order
+	// a large order
+	// context canceled
+}
+
+// A test of code that publishes needs no server: it takes the last ID, runs the
+// code, and reads on from there.
+func ExampleBroker_Subscribe_testing() {
+	broker := &sse.Broker{}
+	sell := func(item string) { // the code under test
+		broker.Publish(sse.Event{Type: "sold", Data: item}, "shop")
+	}
+
+	before, start := broker.Stats().Published, broker.LastEventID()
+	sell("umbrella")
+	fmt.Println(broker.Stats().Published-before, "published")
+	for ev, err := range broker.Subscribe(context.Background(), start, "shop") {
+		fmt.Println(ev.Type, ev.Data, err)
+		break
+	}
+	// Output:
+	// 1 published
+	// sold umbrella <nil>
+}
+
+// A page is rendered with the state of a moment and the ID of that moment: its
+// stream then brings what was published since, and nothing else.
+func ExampleBroker_LastEventID() {
+	broker := &sse.Broker{}
+	broker.Publish(sse.Event{Data: "before the page"})
+	mux := http.NewServeMux()
+	mux.Handle("GET /events", broker)
+	mux.HandleFunc("GET /page", func(w http.ResponseWriter, r *http.Request) {
+		lastID := broker.LastEventID() // first the ID, then the state
+		// <script>new EventSource("/events?lastEventId={{.}}")</script>
+		io.WriteString(w, lastID)
+	})
+	srv := httptest.NewServer(mux)
+	defer srv.Close()
+
+	page, err := http.Get(srv.URL + "/page")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer page.Body.Close()
+	lastID, _ := io.ReadAll(page.Body)
+	broker.Publish(sse.Event{Data: "while the page loads"})
+
+	resp, err := http.Get(srv.URL + "/events?lastEventId=" + string(lastID))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer resp.Body.Close()
+	ev, err := sse.NewDecoder(resp.Body).Decode()
+	fmt.Println(ev.Data, err)
+	// Output: while the page loads <nil>
+}
+
+// A client that comes for the first time, or after too long, gets a snapshot of
+// the current state and then what changes it.
+func ExampleBroker_catchUp() {
+	var mu sync.Mutex
+	stock := map[string]int{"umbrellas": 3}
+
+	broker := &sse.Broker{}
+	broker.CatchUp = func(ctx context.Context, lastEventID string, topics []string) iter.Seq2[sse.Event, error] {
+		return func(yield func(sse.Event, error) bool) {
+			mu.Lock()
+			snapshot, err := sse.JSON(stock)
+			mu.Unlock()
+			snapshot.Type = "stock"
+			yield(snapshot, err)
+		}
+	}
+	// What is published between the snapshot and the subscription is sent as
+	// well, so an event says how many there are, not how many fewer.
+	sell := func() {
+		mu.Lock()
+		defer mu.Unlock()
+		stock["umbrellas"]--
+		broker.Publish(sse.Event{Type: "umbrellas", Data: strconv.Itoa(stock["umbrellas"])})
+	}
+
+	srv := httptest.NewServer(broker)
+	defer srv.Close()
+	resp, err := http.Get(srv.URL)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer resp.Body.Close()
+	events := sse.NewDecoder(resp.Body)
+	ev, err := events.Decode()
+	fmt.Println(ev.Type, ev.Data, err)
+	sell()
+	ev, err = events.Decode()
+	fmt.Println(ev.Type, ev.Data, err)
+	// Output:
+	// stock {"umbrellas":3} <nil>
+	// umbrellas 2 <nil>
+}
+
+// An http.Server waits for its handlers, so the broker ends them as soon as the
+// server begins to shut down. What was published before still arrives.
+func ExampleBroker_Shutdown() {
+	broker := &sse.Broker{}
+	ctx := context.Background() // a program gives it a timeout
+
+	srv := &http.Server{Handler: broker}
+	srv.RegisterOnShutdown(func() { broker.Shutdown(ctx) })
+	listener, err := net.Listen("tcp", "localhost:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	served := make(chan error)
+	go func() { served <- srv.Serve(listener) }()
+
+	resp, err := http.Get("http://" + listener.Addr().String())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer resp.Body.Close()
+	broker.Publish(sse.Event{Data: "we are closing"})
+	fmt.Println("Shutdown:", srv.Shutdown(ctx))
+	fmt.Println("Serve:", <-served)
+
+	for ev := range sse.NewDecoder(resp.Body).All() {
+		fmt.Println(ev.Data)
+	}
+	// Output:
+	// Shutdown: <nil>
+	// Serve: http: Server closed
+	// we are closing
+}
+
+// A stream for one client needs no broker. A browser reconnects whenever its
+// stream ends; 204 is what stops it for good.
+func ExampleNewWriter() {
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		if sse.LastEventID(r) == "end" {
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
+		out, err := sse.NewWriter(w, r)
+		if err != nil {
+			return // NewWriter has answered
+		}
+		for word := range strings.SplitSeq("once upon a time", " ") {
+			if err := out.Send(sse.Event{Data: word}); err != nil {
+				return // the client has left
+			}
+		}
+		out.Send(sse.Event{ID: "end", Type: "end", Data: "4 words"})
+	}
+	srv := httptest.NewServer(http.HandlerFunc(handler))
+	defer srv.Close()
+
+	resp, err := http.Get(srv.URL)
+	if err != nil {
+		log.Fatal(err)
+	}
+	io.Copy(os.Stdout, resp.Body)
+	resp.Body.Close()
+
+	again, err := http.Get(srv.URL + "?lastEventId=end")
+	if err != nil {
+		log.Fatal(err)
+	}
+	again.Body.Close()
+	fmt.Println(again.Status)
+	// Output:
+	// data: once
+	//
+	// data: upon
+	//
+	// data: a
+	//
+	// data: time
+	//
+	// id: end
+	// event: end
+	// data: 4 words
+	//
+	// 204 No Content
+}
+
+// Serve sends what comes from a channel, and keeps the connection alive while
+// nothing does.
+func ExampleServe() {
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		events := make(chan sse.Event)
+		go func() {
+			defer close(events)
+			for step := range 3 {
+				select {
+				case events <- sse.Event{Data: fmt.Sprintf("step %d of 3", step+1)}:
+				case <-r.Context().Done():
+					return
+				}
+			}
+		}()
+		sse.Serve(w, r, events)
+	}
+	srv := httptest.NewServer(http.HandlerFunc(handler))
+	defer srv.Close()
+
+	resp, err := http.Get(srv.URL)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer resp.Body.Close()
+	for ev := range sse.NewDecoder(resp.Body).All() {
+		fmt.Println(ev.Data)
+	}
+	// Output:
+	// step 1 of 3
+	// step 2 of 3
+	// step 3 of 3
+}
+
+func ExampleJSON() {
+	ev, err := sse.JSON(map[string]int{"clients": 3})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ev.Type = "stats"
+	text, err := ev.AppendText(nil)
+	fmt.Print(string(text), err)
+	// Output:
+	// event: stats
+	// data: {"clients":3}
+	//
+	// <nil>
+}
+
+// Data may be any text; an ID or a type cannot smuggle in a field.
+func ExampleEvent_AppendText() {
+	text, err := sse.Event{ID: "7", Data: "two\nlines"}.AppendText(nil)
+	fmt.Print(string(text), err, "\n\n")
+
+	_, err = sse.Event{Type: "note\ndata: forged"}.AppendText(nil)
+	fmt.Println(err)
+	// Output:
+	// id: 7
+	// data: two
+	// data: lines
+	//
+	// <nil>
+	//
+	// sse: event type "note\ndata: forged" contains CR, LF or NUL
+}
+
+func ExampleDecoder_All() {
+	stream := strings.NewReader("id: 1\ndata: hello\n\n: a comment\n\nevent: note\ndata: two\ndata: lines\n\n")
+	for ev, err := range sse.NewDecoder(stream).All() {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Printf("%q %q %q\n", ev.ID, ev.Type, ev.Data)
+	}
+	// Output:
+	// "1" "" "hello"
+	// "1" "note" "two\nlines"
+}
+
+// A client in Go that was cut off goes on where it was, as a browser does by
+// itself. One that does so in a loop waits for Decoder.Retry in between.
+func ExampleDecoder_LastEventID() {
+	broker := &sse.Broker{}
+	srv := httptest.NewServer(broker)
+	defer srv.Close()
+	connect := func(lastID string) *http.Response {
+		req, err := http.NewRequest("GET", srv.URL, nil)
+		if err != nil {
+			log.Fatal(err)
+		}
+		if lastID != "" {
+			req.Header.Set("Last-Event-ID", lastID)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			log.Fatal(err)
+		}
+		return resp
+	}
+
+	resp := connect("")
+	broker.Publish(sse.Event{Data: "one"})
+	broker.Publish(sse.Event{Data: "two"})
+	events := sse.NewDecoder(resp.Body)
+	ev, _ := events.Decode()
+	fmt.Println(ev.Data, "and then the line is cut")
+	resp.Body.Close()
+
+	broker.Publish(sse.Event{Data: "three"})
+	resp = connect(events.LastEventID())
+	defer resp.Body.Close()
+	events = sse.NewDecoder(resp.Body)
+	for range 2 {
+		ev, err := events.Decode()
+		fmt.Println(ev.Data, err)
+	}
+	// Output:
+	// one and then the line is cut
+	// two <nil>
+	// three <nil>
+}
+
+// Pages of one other origin may read the stream, with their cookies. A page
+// says new EventSource(url, {withCredentials: true}).
+func Example_crossOrigin() {
+	allow := func(origin string, next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Add("Vary", "Origin")
+			if r.Header.Get("Origin") == origin {
+				w.Header().Set("Access-Control-Allow-Origin", origin)
+				w.Header().Set("Access-Control-Allow-Credentials", "true")
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
+	srv := httptest.NewServer(allow("https://app.example", &sse.Broker{}))
+	defer srv.Close()
+
+	for _, origin := range []string{"https://app.example", "https://other.example"} {
+		req, err := http.NewRequest("GET", srv.URL, nil)
+		if err != nil {
+			log.Fatal(err)
+		}
+		req.Header.Set("Origin", origin)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			log.Fatal(err)
+		}
+		resp.Body.Close()
+		fmt.Printf("%s: %q\n", origin, resp.Header.Get("Access-Control-Allow-Origin"))
+	}
+	// Output:
+	// https://app.example: "https://app.example"
+	// https://other.example: ""
+}
