@@ -144,9 +144,10 @@ type Broker struct {
 	sweeper    *time.Timer // runs sweep when the first of those needs a keep-alive
 	sweeping   bool        // it will run
 
-	warned map[string]time.Time // when each warning was logged last
-	closed bool                 // Shutdown was called
-	gone   chan struct{}        // closed when the last subscriber has left after that
+	warned    map[string]time.Time // when each warning was logged last
+	closed    bool                 // Shutdown was called
+	gone      chan struct{}        // closed when the last subscriber has left after that
+	impatient bool                 // Shutdown waits for nobody any longer
 }
 
 // An entry is an event in its place in the order. It is not changed after it
@@ -713,7 +714,7 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) (start strin
 	case lastID == "":
 		s.lost = true
 	case known && seq+1 >= first:
-		s.cursor = seq + 1
+		s.cursor, s.lastSeq = seq+1, seq
 	case b.History >= 0 || b.CatchUp != nil:
 		s.lost, s.cursor = true, first
 		b.gaps.Add(1)
@@ -885,26 +886,36 @@ func (b *Broker) bridge(ctx context.Context, s *subscriber, send func([]*entry) 
 	s.lost = false
 	if b.CatchUp == nil {
 		b.mu.Lock()
-		id := b.idLocked(s.cursor - 1)
+		s.lastSeq = s.cursor - 1
+		id := b.idLocked(s.lastSeq)
 		b.mu.Unlock()
 		gap := newEntry(Event{Type: "gap", Data: s.lastID})
 		gap.id = id
 		return b.give(s, []*entry{gap}, send)
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	asking, cancel := context.WithCancel(ctx)
 	defer cancel()
 	b.mu.Lock()
 	s.cancel = cancel
+	if b.impatient {
+		cancel()
+	}
 	b.mu.Unlock()
 
 	var batch []*entry
 	asked := s.lastID
 	bytes, last := 0, asked
-	for ev, err := range b.CatchUp(ctx, asked, names(s.topics)) {
+	for ev, err := range b.CatchUp(asking, asked, names(s.topics)) {
 		if err == nil {
 			err = ev.check()
 		}
-		if err != nil {
+		switch {
+		case err == nil:
+		case ctx.Err() != nil:
+			return leftError(ctx)
+		case asking.Err() != nil:
+			return errCut
+		default:
 			b.warn("sse: CatchUp failed", "error", err)
 			return fmt.Errorf("sse: CatchUp: %w", err)
 		}
@@ -925,6 +936,7 @@ func (b *Broker) bridge(ctx context.Context, s *subscriber, send func([]*entry) 
 		// A client that is cut off after this has all of CatchUp's events.
 		batch = append(batch, placeMark(s.sinceID)...)
 	} // else pull finds it lost, and CatchUp is asked for what comes after last
+	s.lastSeq = s.cursor - 1
 	s.cancel = nil
 	b.mu.Unlock()
 	return b.give(s, batch, send)
@@ -973,7 +985,7 @@ func (b *Broker) admit(w http.ResponseWriter, r *http.Request, topics []string) 
 		b.warn("sse: clients are turned away", "MaxClients", b.MaxClients)
 	}
 	// A browser gives up for good on an answer that is no stream.
-	newWriter(w, r, b.WriteTimeout, encode(b.farewell()))
+	newWriter(w, r, b.WriteTimeout).open(r, encode(b.farewell()))
 	return nil, "", err
 }
 
@@ -995,15 +1007,18 @@ func (b *Broker) serve(w http.ResponseWriter, r *http.Request, s *subscriber, st
 		b.leave(s)
 		b.debug(r, "sse: client gone", "reason", err)
 	}()
-	out, err := newWriter(w, r, b.WriteTimeout, encode(b.welcome(start)))
-	if err != nil {
-		b.warn("sse: no stream is possible", "error", err)
+	out := newWriter(w, r, b.WriteTimeout)
+	s.ch = make(chan *entry, 1)
+	b.canCut(s, out.cut)
+	if err := out.open(r, encode(b.welcome(start))); err != nil {
+		if errors.Is(err, http.ErrNotSupported) {
+			b.warn("sse: no stream is possible", "error", err)
+		}
+		if out.isCut.Load() {
+			err = errCut
+		}
 		return err
 	}
-	s.ch = make(chan *entry, 1)
-	b.mu.Lock()
-	s.cut = out.cut
-	b.mu.Unlock()
 	if r.ProtoMajor == 1 { // where a deadline that passes on an idle stream does no harm
 		out.keep = true
 		defer out.clearDeadline()
@@ -1033,6 +1048,16 @@ func (b *Broker) serve(w http.ResponseWriter, r *http.Request, s *subscriber, st
 		write(out, b.farewell())
 	}
 	return err
+}
+
+// canCut tells Shutdown how to end a write to s.
+func (b *Broker) canCut(s *subscriber, cut func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s.cut = cut
+	if b.impatient {
+		cut()
+	}
 }
 
 // write writes the entries to a client, and flushes them together.
@@ -1099,9 +1124,10 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 		d.ctx = context.WithoutCancel(r.Context())
 	}
 	d.hello = append([]*entry{{mark: true, body: responseHead(w.Header(), r)}}, b.welcome(start)...)
+	b.canCut(s, d.cut)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s.detached, s.cut = d, d.cut
+	s.detached = d
 	b.queueLocked(s)
 }
 
@@ -1281,6 +1307,9 @@ func (b *Broker) owedLocked(s *subscriber, batch []*entry) (_ []*entry, all bool
 // dismiss ends the stream of s, which is detached.
 func (b *Broker) dismiss(s *subscriber, reason error) {
 	d := s.detached
+	if errors.Is(reason, ErrTooSlow) {
+		d.breakOff()
+	}
 	d.conn.Close()
 	if d.isCut.Load() {
 		reason = errCut
@@ -1353,10 +1382,11 @@ func (b *Broker) keepAliveLocked(s *subscriber) []*entry {
 	comment := &entry{mark: true, body: keepAliveFrame}
 	b.fanOutAllLocked()
 	missesNone := !s.behind.Load() && len(s.ch) == 0 || s.behind.Load() && s.cursor > b.ring.head
-	if !missesNone || b.ring.head-s.lastSeq <= uint64(b.ring.len()/2) {
+	head := b.ring.head
+	if !missesNone || head-s.lastSeq <= (head+1-b.historyLocked())/2 {
 		return []*entry{comment}
 	}
-	s.lastSeq = b.ring.head
+	s.lastSeq, s.lastID = head, cmp.Or(b.idLocked(head), s.lastID)
 	return append(placeMark(b.idLocked(s.lastSeq)), comment)
 }
 
@@ -1459,6 +1489,7 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.impatient = true
 	for s := range b.subs {
 		if s.cancel != nil {
 			s.cancel()

@@ -295,7 +295,9 @@ func (d *Decoder) line() ([]byte, error) {
 	d.long = d.long[:0]
 	if !d.started {
 		d.started = true
-		d.skipBOM()
+		if err := d.skipBOM(); err != nil {
+			return nil, err
+		}
 	}
 	for {
 		if _, err := d.r.Peek(1); err != nil {
@@ -335,16 +337,15 @@ func (d *Decoder) line() ([]byte, error) {
 	}
 }
 
-// skipBOM skips a byte order mark. It waits for no more bytes than it needs to
-// tell that there is none.
-func (d *Decoder) skipBOM() {
+// skipBOM skips a byte order mark. It does no harm to wait for as many bytes as
+// one has: a stream of fewer says nothing.
+func (d *Decoder) skipBOM() error {
 	const bom = "\ufeff"
-	for n := 1; n <= len(bom); n++ {
-		if b, err := d.r.Peek(n); err != nil || b[n-1] != bom[n-1] {
-			return
-		}
+	start, err := d.r.Peek(len(bom))
+	if string(start) == bom {
+		d.r.Discard(len(bom))
 	}
-	d.r.Discard(len(bom))
+	return err
 }
 
 // count adds part of a line to the size of the event, unless it is a comment's.

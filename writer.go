@@ -3,8 +3,10 @@ package sse
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -45,13 +47,15 @@ var (
 
 // A Writer writes an event stream to one client. Make one with [NewWriter].
 //
-// Its methods may be called by several goroutines at once, until the handler
-// that made it returns; from then on, and once a write has failed, they return
-// an error and do nothing.
+// Its methods may be called by several goroutines at once. Once a write has
+// failed, and after the handler that made it has returned, they return an error
+// and do nothing; but the handler must not return while a call is under way.
 type Writer struct {
 	// WriteTimeout bounds each write, which waits if the client reads more
 	// slowly than it is sent to; a client that takes longer is cut off.
 	// 0 is 10 seconds; negative is no limit. Set it before the first call.
+	// It ends a stream of HTTP/2, but cannot help if the client has stopped
+	// reading the whole connection; WriteByteTimeout in [http.HTTP2Config] does.
 	WriteTimeout time.Duration
 
 	mu         sync.Mutex
@@ -75,7 +79,8 @@ type Writer struct {
 //	Cache-Control: no-cache, no-transform
 //	X-Accel-Buffering: no
 //
-// It takes any method, since a stream may well answer a POST; the answer to
+// and over HTTP/1.1 Transfer-Encoding: identity, which has an [http.Server]
+// delimit the stream by the end of the connection. It takes any method, since a stream may well answer a POST; the answer to
 // HEAD is the headers, after which Send fails.
 //
 // Where w cannot be flushed the client gets status 500, and NewWriter returns
@@ -84,40 +89,49 @@ type Writer struct {
 //
 // See https://html.spec.whatwg.org/multipage/server-sent-events.html#server-sent-events-intro.
 func NewWriter(w http.ResponseWriter, r *http.Request) (*Writer, error) {
-	return newWriter(w, r, 0, nil)
-}
-
-// newWriter is NewWriter for a stream that begins with hello, in the same flush
-// as the headers: no client sees the one without the other.
-func newWriter(w http.ResponseWriter, r *http.Request, timeout time.Duration, hello []byte) (*Writer, error) {
-	out := &Writer{WriteTimeout: timeout, w: w, rc: http.NewResponseController(w), ctx: r.Context()}
-	out.rc.SetReadDeadline(time.Time{}) // fails only where there is none to lift
-	added := addHeaders(w.Header(), r.ProtoMajor)
-	if r.Method == http.MethodHead {
-		w.WriteHeader(http.StatusOK)
-		out.err = http.ErrBodyNotAllowed
-		return out, nil
-	}
-	if !canFlush(w) {
-		for _, name := range added {
-			w.Header().Del(name)
-		}
-		err := fmt.Errorf("sse: %T cannot be flushed: %w", w, http.ErrNotSupported)
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return nil, err
-	}
-	out.setDeadline()
-	// Not left to the flush: a compressor may look at the headers here alone.
-	w.WriteHeader(http.StatusOK)
-	if len(hello) > 0 {
-		if err := out.put(hello); err != nil {
-			return nil, err
-		}
-	}
-	if err := out.end(); err != nil {
+	out := newWriter(w, r, 0)
+	if err := out.open(r, nil); err != nil {
 		return nil, err
 	}
 	return out, nil
+}
+
+func newWriter(w http.ResponseWriter, r *http.Request, timeout time.Duration) *Writer {
+	return &Writer{WriteTimeout: timeout, w: w, rc: http.NewResponseController(w), ctx: r.Context()}
+}
+
+// open begins the stream with hello, in the same flush as the headers: no client
+// sees the one without the other.
+func (w *Writer) open(r *http.Request, hello []byte) error {
+	w.rc.SetReadDeadline(time.Time{}) // fails only where there is none to lift
+	added := addHeaders(w.w.Header(), endsWithConnection(r))
+	if r.Method == http.MethodHead {
+		w.w.WriteHeader(http.StatusOK)
+		w.err = http.ErrBodyNotAllowed
+		return nil
+	}
+	impossible := fmt.Errorf("sse: %T cannot be flushed: %w", w.w, http.ErrNotSupported)
+	if !canFlush(w.w) {
+		for _, name := range added {
+			w.w.Header().Del(name)
+		}
+		w.err = impossible
+		http.Error(w.w, w.err.Error(), http.StatusInternalServerError)
+		return w.err
+	}
+	w.setDeadline()
+	// Not left to the flush: a compressor may look at the headers here alone.
+	w.w.WriteHeader(http.StatusOK)
+	if len(hello) > 0 {
+		if err := w.put(hello); err != nil {
+			return err
+		}
+	}
+	if err := w.end(); !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	w.err = impossible // which a wrapper hid until now
+	return w.err
 }
 
 // canFlush tells whether an http.ResponseController finds a way to flush w.
@@ -134,9 +148,18 @@ func canFlush(w http.ResponseWriter) bool {
 	}
 }
 
+// endsWithConnection tells whether the stream that answers r ends with its
+// connection. Chunks would end it no better, and net/http needs up to three writes
+// to the socket for one that is large. But Varnish holds back what comes together
+// with the headers of an answer without chunks, until more comes.
+func endsWithConnection(r *http.Request) bool {
+	_, ours := r.Context().Value(http.ServerContextKey).(*http.Server) // and not package fcgi's
+	return ours && r.ProtoMajor == 1 && r.Header.Get("X-Varnish") == ""
+}
+
 // addHeaders sets the headers of an event stream that the program did not set
 // itself, and returns their names.
-func addHeaders(h http.Header, protoMajor int) (added []string) {
+func addHeaders(h http.Header, noChunks bool) (added []string) {
 	add := func(name, value string) {
 		if _, ok := h[name]; !ok {
 			h.Set(name, value)
@@ -146,10 +169,8 @@ func addHeaders(h http.Header, protoMajor int) (added []string) {
 	add("Content-Type", "text/event-stream")
 	add("Cache-Control", "no-cache, no-transform")
 	add("X-Accel-Buffering", "no") // tells nginx not to hold back what it has read
-	if protoMajor == 1 {
-		// The stream ends with its connection. Chunks would end it no better, and
-		// net/http needs up to three writes to the socket for one that is large.
-		// It takes this header as an order and does not send it.
+	if noChunks {
+		// net/http takes this header as an order and does not send it.
 		add("Transfer-Encoding", "identity")
 	}
 	return added
@@ -259,6 +280,7 @@ func (w *Writer) setDeadline() {
 }
 
 func (w *Writer) clearDeadline() {
+	w.deadline = time.Time{}
 	if !w.noDeadline {
 		w.rc.SetWriteDeadline(time.Time{})
 	}
@@ -305,7 +327,7 @@ type hijacked struct {
 // hijack takes over the connection from w. It returns nil, having done nothing,
 // if that is impossible.
 func hijack(w http.ResponseWriter, r *http.Request, timeout time.Duration) *hijacked {
-	if r.ProtoMajor != 1 {
+	if !endsWithConnection(r) {
 		return nil
 	}
 	conn, _, err := http.NewResponseController(w).Hijack()
@@ -323,13 +345,42 @@ func hijack(w http.ResponseWriter, r *http.Request, timeout time.Duration) *hija
 	if runtime.GOOS == "windows" {
 		h.raw = nil // its sockets know no plain write
 	}
+	h.breakOffIfSilent()
 	return h
+}
+
+// breakOffIfSilent has Linux break off the connection if the peer confirms
+// nothing of what was sent for as long as a write may take. A write that fits in
+// the socket's buffer, as a keep-alive does, misses no deadline even if nobody is
+// at the other end any more, and TCP goes on trying for a quarter of an hour.
+func (h *hijacked) breakOffIfSilent() {
+	conn := h.conn
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn()
+	}
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok || h.timeout < 0 || runtime.GOOS != "linux" {
+		return
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return
+	}
+	const tcpUserTimeout = 18 // RFC 5482; package syscall does not name it
+	ms := int(min(max(h.timeout.Milliseconds(), 1), math.MaxInt32))
+	// Where the kernel refuses, TCP's own patience is what there is.
+	raw.Control(func(fd uintptr) { setOption(syscall.SetsockoptInt, fd, tcpUserTimeout, ms) })
+}
+
+// setOption calls f, as call does.
+func setOption[FD ~int | ~uintptr](f func(FD, int, int, int) error, fd uintptr, option, value int) error {
+	return f(FD(fd), syscall.IPPROTO_TCP, option, value)
 }
 
 // responseHead returns the head of the response that begins a stream which ends
 // with its connection.
 func responseHead(h http.Header, r *http.Request) string {
-	addHeaders(h, 0)
+	addHeaders(h, false)
 	h.Del("Content-Length")
 	h.Del("Transfer-Encoding")
 	h.Del("Content-Encoding") // of a compressor, which the stream goes past
@@ -347,6 +398,15 @@ func responseHead(h http.Header, r *http.Request) string {
 // time.
 func (h *hijacked) cut() {
 	h.isCut.Store(true)
+	h.breakOff()
+}
+
+// breakOff closes the connection without a last word: TLS would try for five
+// seconds to say goodbye to a client that does not read.
+func (h *hijacked) breakOff() {
+	if t, ok := h.conn.(*tls.Conn); ok {
+		t.NetConn().Close()
+	}
 	h.conn.Close()
 }
 
