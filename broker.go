@@ -677,8 +677,7 @@ func (b *Broker) LastEventID() string {
 }
 
 // join adds s, which begins behind, with its first entry to pull after lastID.
-// It returns the ID that a client that came without one is to start from.
-func (b *Broker) join(s *subscriber, lastID string, names []string) (start string, err error) {
+func (b *Broker) join(s *subscriber, lastID string, names []string) error {
 	names = distinct(names)
 	lastID = strings.ToValidUTF8(lastID[:min(len(lastID), maxIDBytes)], "\ufffd")
 	b.mu.Lock()
@@ -686,9 +685,9 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) (start strin
 	b.initLocked()
 	switch {
 	case b.closed:
-		return "", ErrClosed
+		return ErrClosed
 	case s.client && b.MaxClients > 0 && b.clients >= b.MaxClients:
-		return "", ErrFull
+		return ErrFull
 	}
 	if s.client {
 		b.clients++
@@ -710,7 +709,6 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) (start strin
 	switch {
 	case lastID == "" && b.CatchUp == nil:
 		s.lastID = b.idLocked(b.ring.head)
-		return s.lastID, nil
 	case lastID == "":
 		s.lost = true
 	case known && seq+1 >= first:
@@ -719,7 +717,7 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) (start strin
 		s.lost, s.cursor = true, first
 		b.gaps.Add(1)
 	}
-	return "", nil
+	return nil
 }
 
 // leave removes s.
@@ -934,7 +932,7 @@ func (b *Broker) bridge(ctx context.Context, s *subscriber, send func([]*entry) 
 		s.cursor = seq + 1
 	} else if s.since >= b.ring.tail || last == asked && last != "" {
 		// A client that is cut off after this has all of CatchUp's events.
-		batch = append(batch, placeMark(s.sinceID)...)
+		batch = append(batch, b.placeMark(s.sinceID)...)
 	} // else pull finds it lost, and CatchUp is asked for what comes after last
 	s.lastSeq = s.cursor - 1
 	s.cancel = nil
@@ -966,27 +964,28 @@ func (b *Broker) Serve(w http.ResponseWriter, r *http.Request, topics ...string)
 		_, err := NewWriter(w, r)
 		return err
 	}
-	s, start, err := b.admit(w, r, topics)
+	s, err := b.admit(w, r, topics)
 	if err != nil {
 		return err
 	}
-	return b.serve(w, r, s, start)
+	return b.serve(w, r, s)
 }
 
 // admit makes the client a subscriber, or turns it away.
-func (b *Broker) admit(w http.ResponseWriter, r *http.Request, topics []string) (s *subscriber, start string, err error) {
-	s = &subscriber{client: true}
-	if start, err = b.join(s, LastEventID(r), topics); err == nil {
+func (b *Broker) admit(w http.ResponseWriter, r *http.Request, topics []string) (*subscriber, error) {
+	s, lastID := &subscriber{client: true}, LastEventID(r)
+	err := b.join(s, lastID, topics)
+	if err == nil {
 		b.debug(r, "sse: client came", "topics", topics, "lastEventID", s.lastID)
-		return s, start, nil
+		return s, nil
 	}
 	b.debug(r, "sse: client turned away", "reason", err)
 	if errors.Is(err, ErrFull) {
 		b.warn("sse: clients are turned away", "MaxClients", b.MaxClients)
 	}
 	// A browser gives up for good on an answer that is no stream.
-	newWriter(w, r, b.WriteTimeout).open(r, encode(b.farewell()))
-	return nil, "", err
+	newWriter(w, r, b.WriteTimeout).open(r, encode(b.farewell(lastID)))
+	return nil, err
 }
 
 // ServeHTTP serves the default topic, as [Broker.Serve] does, to GET and HEAD.
@@ -1002,7 +1001,7 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // serve is Serve for s, which was admitted. All it writes is written by this
 // goroutine, keep-alives included.
-func (b *Broker) serve(w http.ResponseWriter, r *http.Request, s *subscriber, start string) (err error) {
+func (b *Broker) serve(w http.ResponseWriter, r *http.Request, s *subscriber) (err error) {
 	defer func() {
 		b.leave(s)
 		b.debug(r, "sse: client gone", "reason", err)
@@ -1010,7 +1009,7 @@ func (b *Broker) serve(w http.ResponseWriter, r *http.Request, s *subscriber, st
 	out := newWriter(w, r, b.WriteTimeout)
 	s.ch = make(chan *entry, 1)
 	b.canCut(s, out.cut)
-	if err := out.open(r, encode(b.welcome(start))); err != nil {
+	if err := out.open(r, encode(b.welcome(s))); err != nil {
 		if errors.Is(err, http.ErrNotSupported) {
 			b.warn("sse: no stream is possible", "error", err)
 		}
@@ -1045,7 +1044,7 @@ func (b *Broker) serve(w http.ResponseWriter, r *http.Request, s *subscriber, st
 	case out.isCut.Load():
 		return errCut
 	case errors.Is(err, ErrClosed):
-		write(out, b.farewell())
+		write(out, b.farewell(s.lastID))
 	}
 	return err
 }
@@ -1103,14 +1102,14 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 		done(b.Serve(w, r, topics...))
 		return
 	}
-	s, start, err := b.admit(w, r, topics)
+	s, err := b.admit(w, r, topics)
 	if err != nil {
 		done(err)
 		return
 	}
 	h := hijack(w, r, b.WriteTimeout)
 	if h == nil {
-		done(b.serve(w, r, s, start))
+		done(b.serve(w, r, s))
 		return
 	}
 	d := &detached{hijacked: h, done: done}
@@ -1123,7 +1122,7 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 	if b.CatchUp != nil {
 		d.ctx = context.WithoutCancel(r.Context())
 	}
-	d.hello = append([]*entry{{mark: true, body: responseHead(w.Header(), r)}}, b.welcome(start)...)
+	d.hello = append([]*entry{{mark: true, body: responseHead(w.Header(), r)}}, b.welcome(s)...)
 	b.canCut(s, d.cut)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -1293,7 +1292,7 @@ func (b *Broker) owedLocked(s *subscriber, batch []*entry) (_ []*entry, all bool
 	case !all:
 	case b.closed && !d.bidden:
 		d.bidden = true
-		batch = append(batch, b.farewell()...)
+		batch = append(batch, b.farewell(s.lastID)...)
 	case d.idle:
 		if len(batch) == 0 {
 			batch = b.keepAliveLocked(s)
@@ -1351,21 +1350,21 @@ func (b *Broker) sweep() {
 	}
 }
 
-// welcome returns what a client is told as it connects: the reconnection time,
-// and where it begins if it came without an ID. A browser dispatches no event
-// for that, but sends the ID if it is cut off before its first event.
-func (b *Broker) welcome(start string) []*entry {
+// welcome returns what s is told as it connects: the reconnection time, and the
+// ID after which it begins. A browser dispatches no event for that, but sends the
+// ID if it is cut off before its first event. To the letter of the standard, any
+// block that comes before it without an ID would make a client forget its own.
+func (b *Broker) welcome(s *subscriber) []*entry {
 	if b.Retry < 0 {
-		return placeMark(start)
+		return b.placeMark(s.lastID)
 	}
-	return []*entry{{mark: true, id: start, body: retryBody(b.retry())}}
+	return b.retryMark(s.lastID, b.retry())
 }
 
 // farewell returns what a client is told as the Broker sends it away: to come
 // back at a random time, from Retry up to twice that, since many others will.
-func (b *Broker) farewell() []*entry {
-	retry := b.retry()
-	return []*entry{{mark: true, body: retryBody(retry + mrand.N(retry))}}
+func (b *Broker) farewell(lastID string) []*entry {
+	return b.retryMark(lastID, b.retry()+mrand.N(b.retry()))
 }
 
 // keepAlive returns what is sent to s when it got nothing for a while.
@@ -1387,19 +1386,30 @@ func (b *Broker) keepAliveLocked(s *subscriber) []*entry {
 		return []*entry{comment}
 	}
 	s.lastSeq, s.lastID = head, cmp.Or(b.idLocked(head), s.lastID)
-	return append(placeMark(b.idLocked(s.lastSeq)), comment)
+	return append(b.placeMark(b.idLocked(head)), comment)
 }
 
-// placeMark returns what sets the client's last event ID, if there is an ID.
-func placeMark(id string) []*entry {
-	if id == "" {
+// retryMark returns what tells a client a reconnection time, and its last event
+// ID if that means anything.
+func (b *Broker) retryMark(id string, retry time.Duration) []*entry {
+	body := string(Event{Retry: retry}.appendBody(nil))
+	return []*entry{{mark: true, id: b.meaningful(id), body: body}}
+}
+
+// placeMark returns what sets the client's last event ID, if that means anything.
+func (b *Broker) placeMark(id string) []*entry {
+	if id = b.meaningful(id); id == "" {
 		return nil
 	}
 	return []*entry{{mark: true, id: id, body: "\n"}}
 }
 
-func retryBody(retry time.Duration) string {
-	return string(Event{Retry: retry}.appendBody(nil))
+// meaningful returns id, or "" if it cannot be sent or nothing ever comes after it.
+func (b *Broker) meaningful(id string) string {
+	if (Event{ID: id}).check() != nil || b.History < 0 && b.CatchUp == nil {
+		return ""
+	}
+	return id
 }
 
 func (b *Broker) keepAlivePeriod() time.Duration {
@@ -1425,7 +1435,7 @@ func (b *Broker) retry() time.Duration {
 func (b *Broker) Subscribe(ctx context.Context, lastEventID string, topics ...string) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		s := &subscriber{ch: make(chan *entry, 1)}
-		if _, err := b.join(s, lastEventID, topics); err != nil {
+		if err := b.join(s, lastEventID, topics); err != nil {
 			yield(Event{}, err)
 			return
 		}
