@@ -1,0 +1,6564 @@
+package sse
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"encoding"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"iter"
+	"log"
+	"log/slog"
+	"maps"
+	"math"
+	"math/big"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"reflect"
+	"regexp"
+	"runtime"
+	"runtime/debug"
+	"runtime/pprof"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/iotest"
+	"testing/synctest"
+	"time"
+	"unicode/utf8"
+	"weak"
+)
+
+// event.go: what an event looks like on the wire.
+
+var _ encoding.TextAppender = Event{}
+
+func TestAppendText(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		event Event
+		want  string
+	}{
+		{"zero event is an empty message", Event{}, "data: \n\n"},
+		{"data", Event{Data: "hello"}, "data: hello\n\n"},
+		{"all fields", Event{ID: "7", Type: "tick", Data: "x", Retry: 1500 * time.Millisecond}, "id: 7\nevent: tick\nretry: 1500\ndata: x\n\n"},
+		{"type without data is dispatched", Event{Type: "tick"}, "event: tick\ndata: \n\n"},
+		{"ID without data is dispatched", Event{ID: "7"}, "id: 7\ndata: \n\n"},
+		{"retry with a type is dispatched", Event{Type: "tick", Retry: time.Second}, "event: tick\nretry: 1000\ndata: \n\n"},
+		{"retry with an ID is dispatched", Event{ID: "7", Retry: time.Second}, "id: 7\nretry: 1000\ndata: \n\n"},
+		{"retry alone is no message", Event{Retry: time.Second}, "retry: 1000\n\n"},
+		{"retry is rounded down", Event{Retry: 1999 * time.Microsecond}, "retry: 1\n\n"},
+		{"shortest retry", Event{Retry: time.Millisecond}, "retry: 1\n\n"},
+		{"longest retry", Event{Retry: math.MaxInt64}, "retry: 9223372036854\n\n"},
+		{"LF", Event{Data: "a\nb"}, "data: a\ndata: b\n\n"},
+		{"CR", Event{Data: "a\rb"}, "data: a\ndata: b\n\n"},
+		{"CRLF", Event{Data: "a\r\nb"}, "data: a\ndata: b\n\n"},
+		{"LF CR", Event{Data: "a\n\rb"}, "data: a\ndata: \ndata: b\n\n"},
+		{"CR CRLF", Event{Data: "a\r\r\nb"}, "data: a\ndata: \ndata: b\n\n"},
+		{"empty lines at both ends", Event{Data: "\n\na\n\n"}, "data: \ndata: \ndata: a\ndata: \ndata: \n\n"},
+		{"a line end alone", Event{Data: "\n"}, "data: \ndata: \n\n"},
+		{"CR at the end", Event{Data: "a\r"}, "data: a\ndata: \n\n"},
+		{"other line ends are text", Event{Data: "a\u0085b\u2028c\vd\fe"}, "data: a\u0085b\u2028c\vd\fe\n\n"},
+		{"leading blanks", Event{Data: "  a\n b"}, "data:   a\ndata:  b\n\n"},
+		{"data that looks like fields", Event{Data: "id: 1\n\ndata: x\n: y"}, "data: id: 1\ndata: \ndata: data: x\ndata: : y\n\n"},
+		{"NUL in data", Event{Data: "a\x00b"}, "data: a\x00b\n\n"},
+		{"byte order mark in data", Event{Data: "\ufeffa"}, "data: \ufeffa\n\n"},
+		{"blanks and colons in the type", Event{Type: " a: b\t"}, "event:  a: b\t\ndata: \n\n"},
+		{"ID of many kinds of characters", Event{ID: "a b:é日😀"}, "id: a b:é日😀\ndata: \n\n"},
+		{"longest ID", Event{ID: strings.Repeat("x", 1024)}, "id: " + strings.Repeat("x", 1024) + "\ndata: \n\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := tt.event.AppendText([]byte("before"))
+			if err != nil || string(got) != "before"+tt.want {
+				t.Errorf("got %q, %v, want %q", got, err, "before"+tt.want)
+			}
+		})
+	}
+}
+
+func TestAppendTextRefuses(t *testing.T) {
+	x40 := strings.Repeat("x", 40)
+	for _, tt := range []struct {
+		event Event
+		want  string
+	}{
+		{Event{ID: "a\x00b"}, `sse: event ID "a\x00b" contains a control character`},
+		{Event{ID: "a\nb"}, `sse: event ID "a\nb" contains a control character`},
+		{Event{ID: "a\rb"}, `sse: event ID "a\rb" contains a control character`},
+		{Event{ID: "a\tb"}, `sse: event ID "a\tb" contains a control character`},
+		{Event{ID: "\x1f"}, `sse: event ID "\x1f" contains a control character`},
+		{Event{ID: "a\x7f"}, `sse: event ID "a\x7f" contains a control character`},
+		{Event{ID: "a\u0085"}, `sse: event ID "a\u0085" contains a control character`},
+		{Event{ID: " a"}, `sse: event ID " a" begins or ends with a blank`},
+		{Event{ID: "a "}, `sse: event ID "a " begins or ends with a blank`},
+		{Event{ID: " "}, `sse: event ID " " begins or ends with a blank`},
+		{Event{ID: "a\xff"}, `sse: event ID "a\xff" is not valid UTF-8`},
+		{Event{ID: strings.Repeat("x", 1025)}, `sse: event ID "` + x40 + `"… is longer than 1024 bytes`},
+		{Event{ID: strings.Repeat("é", 513)}, `sse: event ID "` + strings.Repeat("é", 40) + `"… is longer than 1024 bytes`},
+		{Event{ID: x40 + "\n"}, `sse: event ID "` + x40 + `"… contains a control character`},
+		{Event{Type: "a\nb"}, `sse: event type "a\nb" contains CR, LF or NUL`},
+		{Event{Type: "a\rb"}, `sse: event type "a\rb" contains CR, LF or NUL`},
+		{Event{Type: "a\x00b"}, `sse: event type "a\x00b" contains CR, LF or NUL`},
+		{Event{Type: x40 + x40 + "\n"}, `sse: event type "` + x40 + `"… contains CR, LF or NUL`},
+		{Event{Type: "\xc3"}, `sse: event type "\xc3" is not valid UTF-8`},
+		{Event{Data: "a\xffb"}, `sse: event data "a\xffb" is not valid UTF-8`},
+		{Event{Data: strings.Repeat(x40, 1000) + "\xff"}, `sse: event data "` + x40 + `"… is not valid UTF-8`},
+		{Event{Retry: -time.Second}, `sse: event retry -1s is negative`},
+		{Event{Retry: 1}, `sse: event retry 1ns is under a millisecond`},
+		{Event{Retry: time.Millisecond - 1}, `sse: event retry 999.999µs is under a millisecond`},
+	} {
+		got, err := tt.event.AppendText([]byte("before"))
+		if err == nil || err.Error() != tt.want {
+			t.Errorf("got error %v, want %s", err, tt.want)
+		}
+		if string(got) != "before" {
+			t.Errorf("after %q: got %q, want what was passed in", tt.want, got)
+		}
+	}
+}
+
+func TestAppendTextAllocatesNothing(t *testing.T) {
+	buf := make([]byte, 0, 1<<10)
+	for _, e := range []Event{
+		{Data: "hello"},
+		{ID: "id-1", Type: "tick", Data: "two\nlines"},
+		{ID: "id-1", Retry: 1500 * time.Millisecond},
+	} {
+		if allocs := testing.AllocsPerRun(100, func() { e.AppendText(buf) }); allocs != 0 {
+			t.Errorf("%+v: got %v allocations, want none", e, allocs)
+		}
+	}
+}
+
+// FuzzAppendText checks that any event is either refused, for a reason that the
+// test knows too, or read back as it was by every reader.
+func FuzzAppendText(f *testing.F) {
+	for _, s := range []string{"", "x", "a\nb", "a\r\nb\r", "\r\r\n\n", " x ", ": x", "data: x\n\ndata: y", "a\x00b", "\ufeff", "é\u0085", "\xff", "\n\ndata: \n"} {
+		f.Add(s, "", "", int64(0))
+		f.Add("", s, s, int64(0))
+		f.Add("id", "type", s, int64(time.Second))
+	}
+	f.Add("", "", "", int64(999_999))
+	f.Add("", "", "", int64(-1))
+	f.Add("", "", "", int64(math.MaxInt64))
+	f.Add(strings.Repeat("x", 1025), "", "", int64(0))
+	f.Fuzz(func(t *testing.T, id, typ, data string, retry int64) {
+		e := Event{ID: id, Type: typ, Data: data, Retry: time.Duration(retry)}
+		frame, err := e.AppendText(nil)
+		if mayBeSent(e) != (err == nil) {
+			t.Fatalf("%#v: got error %v", e, err)
+		}
+		if err != nil {
+			return
+		}
+		want := e
+		want.Data = normaliseNewlines(e.Data)
+		want.Retry = e.Retry.Truncate(time.Millisecond)
+		if got := parseEvent(id, string(e.appendBody(nil))); got != want {
+			t.Errorf("parseEvent: got %#v, want %#v", got, want)
+		}
+		wants := []Event{{Data: "before"}, want, {ID: id, Data: "after"}}
+		if e == (Event{Retry: e.Retry}) && e.Retry != 0 {
+			wants = []Event{{Data: "before"}, {Data: "after"}}
+		}
+		stream := slices.Concat([]byte("data: before\n\n"), frame, []byte("data: after\n\n"))
+		if got := decodeAsStandard(stream); !slices.Equal(got.events, wants) {
+			t.Errorf("the standard's algorithm: got %#v, want %#v", got.events, wants)
+		}
+		d := NewDecoder(bytes.NewReader(stream))
+		d.MaxEventBytes = -1
+		if got := decodeAll(d); !slices.Equal(got.events, wants) || got.retry != want.Retry {
+			t.Errorf("Decoder: got %v, want %#v", got, wants)
+		}
+		if got := throughHeader(t, id); got != id {
+			t.Errorf("through the Last-Event-ID header: got %q, want %q", got, id)
+		}
+	})
+}
+
+func TestJSON(t *testing.T) {
+	got, err := JSON(map[string]any{"text": "a\nb\xff", "n": 1})
+	if want := (Event{Data: `{"n":1,"text":"a\nb\ufffd"}`}); err != nil || got != want {
+		t.Errorf("got %+v, %v, want %+v", got, err, want)
+	}
+	got, err = JSON(math.Inf(1))
+	if want := "sse: event data: json: unsupported value: +Inf"; err == nil || err.Error() != want || got != (Event{}) {
+		t.Errorf("got %+v, %v, want %s", got, err, want)
+	}
+}
+
+// event.go: what is read from the wire.
+
+func TestDecode(t *testing.T) {
+	const bom = "\ufeff"
+	long := strings.Repeat("long", 3000)
+	for _, tt := range []struct {
+		name   string
+		stream string
+		want   decoded
+	}{
+		// The examples of the standard's section on parsing an event stream.
+		{"several lines", "data: YHOO\ndata: +2\ndata: 10\n\n", decoded{events: []Event{{Data: "YHOO\n+2\n10"}}}},
+		{"comment, ID, empty ID, no end", ": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n",
+			decoded{events: []Event{{ID: "1", Data: "first event"}, {Data: "second event"}}}},
+		{"one blank after the colon is dropped", "data:  third event\n\n", decoded{events: []Event{{Data: " third event"}}}},
+		{"empty data", "data\n\ndata\ndata\n\ndata:", decoded{events: []Event{{Data: ""}, {Data: "\n"}}}},
+		{"blank after the colon or none", "data:test\n\ndata: test\n\n", decoded{events: []Event{{Data: "test"}, {Data: "test"}}}},
+
+		{"nothing", "", decoded{}},
+		{"blank lines", "\n\r\r\n\n", decoded{}},
+		{"LF", "data: a\ndata: b\n\n", decoded{events: []Event{{Data: "a\nb"}}}},
+		{"CR", "data: a\rdata: b\r\r", decoded{events: []Event{{Data: "a\nb"}}}},
+		{"CRLF", "data: a\r\ndata: b\r\n\r\n", decoded{events: []Event{{Data: "a\nb"}}}},
+		{"line ends mixed", "data: a\rdata: b\r\ndata: c\n\r", decoded{events: []Event{{Data: "a\nb\nc"}}}},
+		{"LF CR is two line ends", "data: a\n\rdata: b\n\n", decoded{events: []Event{{Data: "a"}, {Data: "b"}}}},
+		{"CR CRLF is two line ends", "data: a\r\r\ndata: b\n\n", decoded{events: []Event{{Data: "a"}, {Data: "b"}}}},
+		{"other line ends are text", "data: a\u2028b\u0085c\vd\n\n", decoded{events: []Event{{Data: "a\u2028b\u0085c\vd"}}}},
+
+		{"byte order mark", bom + "data: a\n\n", decoded{events: []Event{{Data: "a"}}}},
+		{"byte order mark once", bom + bom + "data: a\n\ndata: b\n\n", decoded{events: []Event{{Data: "b"}}}},
+		{"byte order mark at the start only", "data: a\n\n" + bom + "data: b\n\n", decoded{events: []Event{{Data: "a"}}}},
+		{"byte order mark after a blank line", "\n" + bom + "data: b\n\n", decoded{}},
+		{"byte order mark of a long line", bom + "data: " + long + "\n\n", decoded{events: []Event{{Data: long}}}},
+		{"byte order mark, blank line", bom + "\ndata: b\n\n", decoded{events: []Event{{Data: "b"}}}},
+		{"half a byte order mark", "\xef\xbbdata: a\n\n", decoded{}},
+
+		{"comments", ": a\n:b\n:\ndata: x\n: c\ndata: y\n:data: z\n\n", decoded{events: []Event{{Data: "x\ny"}}}},
+		{"long comment", ":" + long + "\r\ndata: x\r\n:" + long + "\r\n\r\n", decoded{events: []Event{{Data: "x"}}}},
+		{"unknown fields", "Data: 1\nda ta: 2\n data: 3\ndata : 4\ndata\x00: 5\nfoo\n\nDATA: x\ndatas: y\ndata: 6\n\n", decoded{events: []Event{{Data: "6"}}}},
+		{"colons in the value", "data:::a: b\n\n", decoded{events: []Event{{Data: "::a: b"}}}},
+		{"tab is no blank", "data:\ta\n\n", decoded{events: []Event{{Data: "\ta"}}}},
+		{"NUL in data", "data: \x00\n\n", decoded{events: []Event{{Data: "\x00"}}}},
+		{"blanks at the end", "data: a \n\n", decoded{events: []Event{{Data: "a "}}}},
+		{"long lines", "data: " + long + "\rdata: " + long + "\r\r", decoded{events: []Event{{Data: long + "\n" + long}}}},
+
+		{"type", "event: tick\ndata: a\n\ndata: b\n\n", decoded{events: []Event{{Type: "tick", Data: "a"}, {Data: "b"}}}},
+		{"last type counts", "event: a\nevent: b\ndata: x\n\n", decoded{events: []Event{{Type: "b", Data: "x"}}}},
+		{"empty type", "event: a\nevent\ndata: x\n\n", decoded{events: []Event{{Data: "x"}}}},
+		{"type without data is no event", "event: a\n\ndata: x\n\n", decoded{events: []Event{{Data: "x"}}}},
+
+		{"sticky ID", "id: 1\ndata: a\n\ndata: b\n\nid: 2\n\ndata: c\n\n",
+			decoded{events: []Event{{ID: "1", Data: "a"}, {ID: "1", Data: "b"}, {ID: "2", Data: "c"}}, lastID: "2"}},
+		{"ID without data", "id: 1\n\n", decoded{lastID: "1"}},
+		{"ID emptied", "id: 1\n\nid\n\ndata: a\n\n", decoded{events: []Event{{Data: "a"}}}},
+		{"last ID counts", "id: 1\nid: 2\ndata: a\n\n", decoded{events: []Event{{ID: "2", Data: "a"}}, lastID: "2"}},
+		{"ID of an unfinished event", "id: 1\n\nid: 2\ndata: a\n", decoded{lastID: "1"}},
+		{"NUL in ID", "id: 1\n\nid: 2\x003\ndata: a\n\nid: \x00\ndata: b\n\n", decoded{events: []Event{{ID: "1", Data: "a"}, {ID: "1", Data: "b"}}, lastID: "1"}},
+		{"long ID", "id: " + long + "\ndata: a\n\n", decoded{events: []Event{{ID: long, Data: "a"}}, lastID: long}},
+		{"blanks in ID", "id:  1 \ndata: a\n\n", decoded{events: []Event{{ID: " 1 ", Data: "a"}}, lastID: " 1 "}},
+
+		{"retry", "retry: 1500\ndata: a\n\ndata: b\n\n", decoded{events: []Event{{Data: "a", Retry: 1500 * time.Millisecond}, {Data: "b"}}, retry: 1500 * time.Millisecond}},
+		{"retry alone is no event", "retry: 1500\n\ndata: a\n\n", decoded{events: []Event{{Data: "a"}}, retry: 1500 * time.Millisecond}},
+		{"retry counts at once", "retry: 7\n", decoded{retry: 7 * time.Millisecond}},
+		{"last retry counts", "retry: 7\nretry: 8\n\n", decoded{retry: 8 * time.Millisecond}},
+		{"retry zero", "retry: 7\nretry: 0\n\n", decoded{}},
+		{"retry zero in many digits", "retry: 7\nretry: 000\n\n", decoded{}},
+		{"retry with leading zeros", "retry: 007\n\n", decoded{retry: 7 * time.Millisecond}},
+		{"retry of digits only", "retry: 7\nretry: 3000x\nretry: -1\nretry: +1\nretry: 1.5\nretry: 1_000\nretry: 0x1\nretry:  1\nretry: 1 \nretry: \nretry\nretry: ٣\n\n", decoded{retry: 7 * time.Millisecond}},
+		{"retry that overflows", "retry: 9223372036855\n\n", decoded{retry: longestRetry}},
+		{"retry that overflows by far", "retry: " + strings.Repeat("9", 1000) + "\n\n", decoded{retry: longestRetry}},
+		{"retry of many digits and a letter", "retry: 7\nretry: " + strings.Repeat("9", 100) + "x\n\n", decoded{retry: 7 * time.Millisecond}},
+
+		{"end in the middle of a line", "data: a\n\ndata: b", decoded{events: []Event{{Data: "a"}}}},
+		{"end before the blank line", "data: a\n\ndata: b\n", decoded{events: []Event{{Data: "a"}}}},
+		{"end within CRLF", "data: a\r\n\r", decoded{events: []Event{{Data: "a"}}}},
+
+		{"UTF-8", "data: é日😀\nid: ü\nevent: ß\n\n", decoded{events: []Event{{ID: "ü", Type: "ß", Data: "é日😀"}}, lastID: "ü"}},
+		{"not UTF-8", "data: a\xffb\nid: \x80\nevent: \xc3\n\n", decoded{events: []Event{{ID: "\ufffd", Type: "\ufffd", Data: "a\ufffdb"}}, lastID: "\ufffd"}},
+		{"a line end ends a character", "data: \xe2\x82\ndata: \xac\n\n", decoded{events: []Event{{Data: "\ufffd\n\ufffd"}}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := decodeAsStandard([]byte(tt.stream)); !got.equal(tt.want) {
+				t.Errorf("the standard's algorithm: got %v, want %v", got, tt.want)
+			}
+			checkDecoder(t, []byte(tt.stream), tt.want, nil)
+		})
+	}
+}
+
+// The Encoding standard replaces each longest beginning of a character that is
+// not continued rightly.
+func TestDecodeReplacesInvalidUTF8(t *testing.T) {
+	for _, tt := range []struct{ in, want string }{
+		{"\x80", "?"},
+		{"\xbf\x80", "??"},
+		{"\xc0\x80", "??"},
+		{"\xc1\xbf", "??"},
+		{"\xc2", "?"},
+		{"\xc2x", "?x"},
+		{"\xc2\xc2\x80", "?\u0080"},
+		{"\xe0\x80\x80", "???"},
+		{"\xe0\xa0", "?"},
+		{"\xe2\x82x", "?x"},
+		{"\xe2\x82\xe2\x82\xac", "?€"},
+		{"\xe2x\x82", "?x?"},
+		{"\xed\x9f\xbf", "\ud7ff"},
+		{"\xed\xa0\x80", "???"},
+		{"\xf0\x80\x80\x80", "????"},
+		{"\xf0\x90", "?"},
+		{"\xf0\x90\x80", "?"},
+		{"\xf0\x90\x80x", "?x"},
+		{"\xf0\x9f\x98\x80", "😀"},
+		{"\xf4\x8f\xbf\xbf", "\U0010ffff"},
+		{"\xf4\x90\x80\x80", "????"},
+		{"\xf5\x80", "??"},
+		{"\xfe\xff", "??"},
+		{"\xef\xbf\xbd", "\ufffd"},
+	} {
+		want := strings.ReplaceAll(tt.want, "?", "\ufffd")
+		stream := []byte("data: " + tt.in + "\n\n")
+		if got := decodeAsStandard(stream); len(got.events) != 1 || got.events[0].Data != want {
+			t.Errorf("%+q by the standard's algorithm: got %v, want %+q", tt.in, got, want)
+		}
+		checkDecoder(t, stream, decoded{events: []Event{{Data: want}}}, nil)
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, s := range []string{
+		"", "data: x\n\n", "data: x\r\r", "data: x\r\n\r\n", "\ufeffdata: a\n\n\ufeffdata: b\n\n", ":c\ndata\n\n",
+		"id: 1\nevent: e\nretry: 10\ndata: a\n\ndata: b\n\nid\n\n", "retry: 7\nretry: 00\n\n", "retry: 99999999999999999999x\n\n",
+		"id: a\x00b\n\ndata: \xe2\x82\ndata:\xf0\x9f\x98\x80\n\n", "data: a\n\rdata: b\r\n\n",
+		"data: more than fits in the smallest buffer\r\n:so does this comment, it does\r\n\r\n",
+	} {
+		f.Add([]byte(s), []byte{3, 1, 4})
+	}
+	f.Fuzz(func(t *testing.T, stream, cuts []byte) {
+		if len(stream) > 1<<14 {
+			t.Skip("too large for the slow reference")
+		}
+		checkDecoder(t, stream, decodeAsStandard(stream), cuts)
+	})
+}
+
+// A line that ends in CR must not wait for a possible LF behind it.
+func TestDecodeDoesNotWaitBehindCR(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, w := io.Pipe()
+		defer w.Close()
+		got := make(chan Event, 9)
+		go func() {
+			for e := range NewDecoder(r).All() {
+				got <- e
+			}
+		}()
+		for _, part := range []string{"data: a\r\r", "\ndata: b\r\n\r", "\ndata: c\n\n"} {
+			io.WriteString(w, part)
+			synctest.Wait()
+			if len(got) != 1 {
+				t.Fatalf("after %q: got %d events, want 1", part, len(got))
+			}
+			<-got
+		}
+	})
+}
+
+func TestDecodeMaxEventBytes(t *testing.T) {
+	const most = 1 << 20
+	event := func(size int) string { // of so many bytes in all
+		return "data: " + strings.Repeat("x", size-len("data: \n\n")) + "\n\n"
+	}
+	comment := ":" + strings.Repeat("c", 5000) + "\n"
+	for _, tt := range []struct {
+		name     string
+		max      int
+		stream   string
+		events   int
+		tooLarge string
+	}{
+		{"default, just fits", 0, event(most) + event(most), 2, ""},
+		{"default, too large", 0, event(10) + event(most+1) + event(10), 1, "sse: event is larger than the decoder's limit of 1048576 bytes"},
+		{"no limit", -1, event(5 << 20), 1, ""},
+		{"5 MiB", 5 << 20, event(5 << 20), 1, ""},
+		{"5 MiB, too large", 5 << 20, event(5<<20 + 1), 0, "sse: event is larger than the decoder's limit of 5242880 bytes"},
+		{"small, just fits", 20, event(20) + event(20), 2, ""},
+		{"small, too large", 20, event(20) + event(21), 1, "sse: event is larger than the decoder's limit of 20 bytes"},
+		{"all lines count", 20, event(20) + "data: x\ndata: y\ndata: z\n\n", 1, "sse: event is larger than the decoder's limit of 20 bytes"},
+		{"other fields count", 20, "event: x\nfoo: bar\nid: 1\n", 0, "sse: event is larger than the decoder's limit of 20 bytes"},
+		{"comments do not", 20, comment + "data: x\n" + comment + comment + "data: y\n" + comment + "\n", 1, ""},
+		{"comments do not, at the start", 20, "\ufeff" + comment + "data: x\n\n", 1, ""},
+		{"an event's size begins anew", 20, strings.Repeat("data: 12345\n\nid: 12345\n\n", 100), 100, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := NewDecoder(strings.NewReader(tt.stream))
+			d.MaxEventBytes = tt.max
+			got := decodeAll(d)
+			if len(got.events) != tt.events {
+				t.Errorf("got %d events, want %d", len(got.events), tt.events)
+			}
+			if tt.tooLarge == "" {
+				if got.err != io.EOF {
+					t.Errorf("got error %v, want %v", got.err, io.EOF)
+				}
+			} else if !errors.Is(got.err, ErrEventTooLarge) || got.err.Error() != tt.tooLarge {
+				t.Errorf("got error %v, want %s", got.err, tt.tooLarge)
+			}
+		})
+	}
+}
+
+// However much a hostile server sends, the Decoder holds little of it.
+func TestDecodeHostileStream(t *testing.T) {
+	const endless = 4 << 20
+	for _, tt := range []struct {
+		name       string
+		head, then string
+		most       uint64 // allocated, in bytes
+		want       error
+	}{
+		{"endless comment", ":", "comment ", 64 << 10, io.EOF},
+		{"endless comment after a byte order mark", "\ufeff:", "comment ", 64 << 10, io.EOF},
+		{"endless comments", "", ":comment\n", 64 << 10, io.EOF},
+		{"endless line", "data: ", "x", 8 << 20, ErrEventTooLarge},
+		{"endless line of colons", "data: ", ":", 8 << 20, ErrEventTooLarge},
+		{"endless lines", "", "data: x\n", 8 << 20, ErrEventTooLarge},
+		{"endless IDs", "", "id: x\r", 8 << 20, ErrEventTooLarge},
+		{"endless unknown field", "foo", "bar", 8 << 20, ErrEventTooLarge},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := NewDecoder(io.MultiReader(strings.NewReader(tt.head), io.LimitReader(&repeatingReader{text: tt.then}, endless)))
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			_, err := d.Decode()
+			runtime.ReadMemStats(&after)
+			if !errors.Is(err, tt.want) {
+				t.Errorf("got error %v, want %v", err, tt.want)
+			}
+			if got := after.TotalAlloc - before.TotalAlloc; got > tt.most {
+				t.Errorf("got %d bytes allocated, want at most %d", got, tt.most)
+			}
+		})
+	}
+}
+
+func TestDecodeErrorStays(t *testing.T) {
+	broken := errors.New("broken")
+	d := NewDecoder(io.MultiReader(strings.NewReader("data: a\n\ndata: b\n"), iotest.ErrReader(broken), strings.NewReader("\n\ndata: c\n\n")))
+	if e, err := d.Decode(); err != nil || e.Data != "a" {
+		t.Fatalf("got %+v, %v, want the first event", e, err)
+	}
+	for range 3 {
+		if e, err := d.Decode(); err != broken || e != (Event{}) {
+			t.Errorf("got %+v, %v, want the reader's error", e, err)
+		}
+	}
+	// A reader that would go on after an error is not asked again.
+	for _, first := range []string{"d", "data: a\n", "\xef", "\ufeff"} {
+		r := &cutReader{stream: []byte(first + "data: a\n\ndata: b\n\n"), ends: []int{len(first)}}
+		d = NewDecoder(iotest.TimeoutReader(r))
+		for range 3 {
+			if e, err := d.Decode(); err != iotest.ErrTimeout || e != (Event{}) {
+				t.Errorf("after %q: got %+v, %v, want %v", first, e, err, iotest.ErrTimeout)
+			}
+		}
+	}
+	d = NewDecoder(strings.NewReader("data: " + strings.Repeat("x", 100) + "\n\ndata: c\n\n"))
+	d.MaxEventBytes = 50
+	for range 3 {
+		if e, err := d.Decode(); !errors.Is(err, ErrEventTooLarge) || e != (Event{}) {
+			t.Errorf("got %+v, %v, want %v", e, err, ErrEventTooLarge)
+		}
+	}
+}
+
+func TestDecoderAll(t *testing.T) {
+	const stream = "data: a\n\ndata: b\n\ndata: c\n\ndata: d\n"
+	d := NewDecoder(strings.NewReader(stream))
+	var got []string
+	collect := func(limit int) {
+		for e, err := range d.All() {
+			got = append(got, fmt.Sprint(e.Data, " ", err))
+			if limit--; limit == 0 {
+				break
+			}
+		}
+	}
+	collect(1) // a loop that is left goes on in the next one
+	collect(0)
+	collect(0)
+	if want := []string{"a <nil>", "b <nil>", "c <nil>"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	d, got = NewDecoder(io.MultiReader(strings.NewReader(stream), iotest.ErrReader(io.ErrUnexpectedEOF))), nil
+	collect(0)
+	if want := []string{"a <nil>", "b <nil>", "c <nil>", " unexpected EOF"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// writer.go: headers.
+
+// The headers arrive before there is an event, and each event before the next.
+func TestWriterBeginsAtOnce(t *testing.T) {
+	eachWireProtocol(t, func(t *testing.T, protocol string) {
+		srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
+			out, err := NewWriter(w, r)
+			wireCheck(t, err)
+			for _, text := range []string{"a", "b"} {
+				time.Sleep(time.Minute)
+				wireCheck(t, out.Send(Event{Data: text}))
+			}
+			time.Sleep(time.Minute)
+		})
+		client := openWireStream(t, srv, "GET", nil)
+		wantHeaders(t, client.response, http.StatusOK, map[string]string{
+			"Content-Type":      "text/event-stream",
+			"Cache-Control":     "no-cache, no-transform",
+			"X-Accel-Buffering": "no",
+			"Content-Length":    "",
+		})
+		client.want("")
+		for _, text := range []string{"a", "b"} {
+			time.Sleep(time.Minute)
+			client.want("data: " + text + "\n\n")
+		}
+		time.Sleep(time.Minute)
+		client.wantEnd()
+	})
+}
+
+func TestWriterOverHTTP10(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := newWireServer(t, "HTTP/1.1", func(w http.ResponseWriter, r *http.Request) {
+			out, err := NewWriter(w, r)
+			wireCheck(t, err)
+			time.Sleep(time.Minute)
+			wireCheck(t, out.Send(Event{Data: "a"}))
+			time.Sleep(time.Minute)
+		})
+		conn := srv.dial(t)
+		io.WriteString(conn, "GET / HTTP/1.0\r\n\r\n")
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		wireCheck(t, err)
+		if resp.Header.Get("Content-Type") != "text/event-stream" || resp.TransferEncoding != nil {
+			t.Errorf("got %v, want an event stream without chunks", resp)
+		}
+		client := readWireStream(t, resp)
+		time.Sleep(time.Minute)
+		client.want("data: a\n\n")
+		time.Sleep(time.Minute)
+		client.wantEnd()
+	})
+}
+
+func TestWriterKeepsHeaders(t *testing.T) {
+	set := http.Header{
+		"Content-Type":                {"text/event-stream; charset=utf-8"},
+		"Cache-Control":               {"no-store"},
+		"X-Accel-Buffering":           nil, // not to be sent at all
+		"Access-Control-Allow-Origin": {"https://example.com"},
+	}
+	w := httptest.NewRecorder()
+	maps.Copy(w.Header(), set)
+	if _, err := NewWriter(w, httptest.NewRequest("GET", "/", nil)); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range set {
+		if got := w.Header()[name]; !slices.Equal(got, want) {
+			t.Errorf("got %s %q, want %q", name, got, want)
+		}
+	}
+}
+
+func TestWriterIntoRecorder(t *testing.T) {
+	w := httptest.NewRecorder()
+	out, err := NewWriter(w, httptest.NewRequest("GET", "/", nil))
+	if err != nil || !w.Flushed || w.Code != http.StatusOK {
+		t.Fatalf("got %v, flushed %v, status %d, want the headers flushed", err, w.Flushed, w.Code)
+	}
+	wireCheck(t, out.Send(Event{Data: "a"}, Event{Type: "b"}))
+	wireCheck(t, out.Comment("c"))
+	if got, want := w.Body.String(), "data: a\n\nevent: b\ndata: \n\n: c\n\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestWriterAnswersHEAD(t *testing.T) {
+	eachWireProtocol(t, func(t *testing.T, protocol string) {
+		srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
+			out, err := NewWriter(w, r)
+			wireCheck(t, err)
+			if err := out.Send(Event{Data: "a"}); !errors.Is(err, http.ErrBodyNotAllowed) {
+				t.Errorf("Send: got %v, want %v", err, http.ErrBodyNotAllowed)
+			}
+			if err := out.Comment("a"); !errors.Is(err, http.ErrBodyNotAllowed) {
+				t.Errorf("Comment: got %v, want %v", err, http.ErrBodyNotAllowed)
+			}
+		})
+		client := openWireStream(t, srv, "HEAD", nil)
+		wantHeaders(t, client.response, http.StatusOK, map[string]string{
+			"Content-Type":      "text/event-stream",
+			"Cache-Control":     "no-cache, no-transform",
+			"X-Accel-Buffering": "no",
+		})
+		client.wantEnd()
+	})
+}
+
+// A stream may well be the answer to a POST, whether the program has read the
+// body or not.
+func TestWriterAnswersPOST(t *testing.T) {
+	eachWireProtocol(t, func(t *testing.T, protocol string) {
+		for _, read := range []bool{true, false} {
+			answer := "nobody read it"
+			errs := make(chan error, 1)
+			srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
+				if read {
+					question, err := io.ReadAll(r.Body)
+					wireCheck(t, err)
+					answer = "you asked " + string(question)
+				}
+				out, err := NewWriter(w, r)
+				wireCheck(t, err)
+				time.Sleep(time.Minute)
+				wireCheck(t, out.Send(Event{Data: answer}))
+				<-r.Context().Done()
+				errs <- out.Send(Event{Data: "more"})
+			}, shortTimeouts)
+			client := openWireStream(t, srv, "POST", strings.NewReader("why?"))
+			time.Sleep(time.Minute)
+			client.want("data: " + answer + "\n\n")
+			client.leave()
+			if err := <-errs; !errors.Is(err, ErrClientLeft) {
+				t.Errorf("got %v, want %v", err, ErrClientLeft)
+			}
+		}
+	})
+}
+
+// writer.go: what stands between the Writer and the connection.
+
+func TestWriterThatCannotFlush(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		wrap func(http.ResponseWriter) http.ResponseWriter
+	}{
+		{"sse.wireOpaque", func(w http.ResponseWriter) http.ResponseWriter { return wireOpaque{w} }},
+		{"sse.wireMiddleware", func(w http.ResponseWriter) http.ResponseWriter { return wireMiddleware{wireOpaque{w}} }},
+	} {
+		w := httptest.NewRecorder()
+		w.Header().Set("X-Accel-Buffering", "of the program")
+		out, err := NewWriter(tt.wrap(w), httptest.NewRequest("GET", "/", nil))
+		want := "sse: " + tt.name + " cannot be flushed: feature not supported"
+		if out != nil || !errors.Is(err, http.ErrNotSupported) || err.Error() != want {
+			t.Errorf("got %v, %v, want %s", out, err, want)
+		}
+		if w.Code != http.StatusInternalServerError {
+			t.Errorf("got status %d, want 500", w.Code)
+		}
+		if got, want := w.Header(), (http.Header{
+			"Content-Type":           {"text/plain; charset=utf-8"},
+			"X-Content-Type-Options": {"nosniff"},
+			"X-Accel-Buffering":      {"of the program"},
+		}); !reflect.DeepEqual(got, want) {
+			t.Errorf("got %v, want %v", got, want)
+		}
+		if got := w.Body.String(); got != want+"\n" {
+			t.Errorf("got body %q, want %q", got, want)
+		}
+	}
+}
+
+func TestWriterBehindTimeoutHandler(t *testing.T) {
+	eachWireProtocol(t, func(t *testing.T, protocol string) {
+		errs := make(chan error, 1)
+		stream := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, err := NewWriter(w, r)
+			errs <- err
+		})
+		srv := newWireServer(t, protocol, http.TimeoutHandler(stream, time.Minute, "").ServeHTTP)
+		client := openWireStream(t, srv, "GET", nil)
+		wantHeaders(t, client.response, http.StatusInternalServerError, map[string]string{
+			"Content-Type":      "text/plain; charset=utf-8",
+			"Cache-Control":     "",
+			"X-Accel-Buffering": "",
+		})
+		client.want("sse: *http.timeoutWriter cannot be flushed: feature not supported\n")
+		if err := <-errs; !errors.Is(err, http.ErrNotSupported) {
+			t.Errorf("got %v, want %v", err, http.ErrNotSupported)
+		}
+	})
+}
+
+// TestWriterOutlivesServerTimeouts runs a stream that is idle for longer than
+// any timeout of the server and of the Writer, and then the next request on the
+// same connection.
+func TestWriterOutlivesServerTimeouts(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		wrap func(http.ResponseWriter) http.ResponseWriter
+	}{
+		{"bare", func(w http.ResponseWriter) http.ResponseWriter { return w }},
+		{"wrapped", func(w http.ResponseWriter) http.ResponseWriter { return wireMiddleware{wireMiddleware{w}} }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			eachWireProtocol(t, func(t *testing.T, protocol string) {
+				srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
+					out, err := NewWriter(tt.wrap(w), r)
+					wireCheck(t, err)
+					out.WriteTimeout = 2 * time.Second
+					for _, text := range []string{"a", "b", "c"} {
+						time.Sleep(15 * time.Second) // longer than the default WriteTimeout too
+						wireCheck(t, out.Send(Event{Data: text}))
+					}
+					wireCheck(t, out.Comment("d"))
+					time.Sleep(5 * time.Second)
+				}, shortTimeouts)
+				for range 2 {
+					client := openWireStream(t, srv, "GET", nil)
+					time.Sleep(45 * time.Second)
+					client.want("data: a\n\ndata: b\n\ndata: c\n\n: d\n\n")
+					time.Sleep(5 * time.Second)
+					client.wantEnd()
+				}
+				if srv.dials > 1 && strings.HasPrefix(protocol, "HTTP/2") {
+					t.Errorf("got %d connections, want 1", srv.dials)
+				}
+			})
+		})
+	}
+}
+
+// writer.go: writing.
+
+func TestWriterFlushesOnce(t *testing.T) {
+	large := strings.Repeat("x", pieceBytes)
+	synctest.Test(t, func(t *testing.T) {
+		w := &wireTape{}
+		out, err := NewWriter(w, httptest.NewRequest("GET", "/", nil))
+		wireCheck(t, err)
+		w.want(t, "headers", "read deadline off", "deadline 10s", "status 200", "flush", "deadline off")
+		time.Sleep(time.Hour)
+
+		wireCheck(t, out.Send(Event{Data: "a"}, Event{Data: "b"}, Event{Data: "c"}))
+		w.want(t, "several events", "deadline 10s", `write "data: a\n\ndata: b\n\ndata: c\n\n"`, "flush", "deadline off")
+		wireCheck(t, out.Comment("d"))
+		w.want(t, "comment", "deadline 10s", `write ": d\n\n"`, "flush", "deadline off")
+		out.WriteTimeout = 3 * time.Second
+		wireCheck(t, out.Send(Event{Data: large}))
+		w.want(t, "large event", "deadline 3s", "write 65536", "deadline 3s", `write "xxxxxx\n\n"`, "flush", "deadline off")
+		out.WriteTimeout = -1
+		wireCheck(t, out.Send(Event{Data: "a"}))
+		w.want(t, "no limit", `write "data: a\n\n"`, "flush", "deadline off")
+
+		r := httptest.NewRequest("GET", "/", nil)
+		wireCheck(t, newWriter(w, r, time.Minute).open(r, []byte("retry: 1\n\n")))
+		w.want(t, "hello", "read deadline off", "deadline 1m0s", "status 200", "deadline 1m0s", `write "retry: 1\n\n"`, "flush", "deadline off")
+	})
+}
+
+// A ResponseWriter without deadlines is no reason not to stream, and is not
+// asked for one again.
+func TestWriterWithoutDeadlines(t *testing.T) {
+	w := &wireTape{noDeadlines: true}
+	out, err := NewWriter(w, httptest.NewRequest("GET", "/", nil))
+	wireCheck(t, err)
+	w.want(t, "headers", "read deadline refused", "deadline refused", "status 200", "flush")
+	wireCheck(t, out.Send(Event{Data: "a"}))
+	w.want(t, "send", `write "data: a\n\n"`, "flush")
+}
+
+func TestWriterComment(t *testing.T) {
+	for _, tt := range []struct{ text, want string }{
+		{"", ": \n\n"},
+		{"hello", ": hello\n\n"},
+		{"a\nb\rc\r\nd\n", ": a\n: b\n: c\n: d\n: \n\n"},
+		{"x\n\ndata: forged\n\n", ": x\n: \n: data: forged\n: \n: \n\n"},
+	} {
+		w := httptest.NewRecorder()
+		out, err := NewWriter(w, httptest.NewRequest("GET", "/", nil))
+		wireCheck(t, err)
+		wireCheck(t, out.Comment(tt.text))
+		if got := w.Body.String(); got != tt.want {
+			t.Errorf("%q: got %q, want %q", tt.text, got, tt.want)
+		}
+		if got := decodeAsStandard(w.Body.Bytes()); len(got.events) != 0 {
+			t.Errorf("%q: got events %#v, want none", tt.text, got.events)
+		}
+		const want = `sse: comment "\xff" is not valid UTF-8`
+		if err := out.Comment("\xff"); err == nil || err.Error() != want {
+			t.Errorf("got %v, want %s", err, want)
+		}
+		if got := w.Body.String(); got != tt.want {
+			t.Errorf("a refused comment wrote %q", got[len(tt.want):])
+		}
+	}
+}
+
+func TestWriterRefusesInvalidEvent(t *testing.T) {
+	w := httptest.NewRecorder()
+	out, err := NewWriter(w, httptest.NewRequest("GET", "/", nil))
+	wireCheck(t, err)
+	wireCheck(t, out.Send(Event{Data: "a"}))
+	const want = `sse: event type "\n" contains CR, LF or NUL`
+	err = out.Send(Event{Data: "good"}, Event{Type: "\n"}, Event{Data: "good"})
+	if err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	wireCheck(t, out.Send(Event{Data: "b"}))
+	if got, want := w.Body.String(), "data: a\n\ndata: b\n\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestWriterForSeveralGoroutines(t *testing.T) {
+	eachWireProtocol(t, func(t *testing.T, protocol string) {
+		srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
+			out, err := NewWriter(w, r)
+			wireCheck(t, err)
+			var senders sync.WaitGroup
+			for id := range 4 {
+				senders.Go(func() {
+					for n := range 20 {
+						wireCheck(t, out.Send(Event{ID: strconv.Itoa(id), Data: strings.Repeat("line\n", n*200)}))
+						wireCheck(t, out.Comment("between"))
+					}
+				})
+			}
+			senders.Wait()
+		})
+		client := openWireStream(t, srv, "GET", nil)
+		client.wantEnd()
+		d := NewDecoder(strings.NewReader(client.text()))
+		next := map[string]int{}
+		for e, err := range d.All() {
+			wireCheck(t, err)
+			if want := strings.Repeat("line\n", next[e.ID]*200); e.Data != want {
+				t.Fatalf("event %d of %s: got %d bytes, want %d", next[e.ID], e.ID, len(e.Data), len(want))
+			}
+			next[e.ID]++
+		}
+		if want := (map[string]int{"0": 20, "1": 20, "2": 20, "3": 20}); !reflect.DeepEqual(next, want) {
+			t.Errorf("got %v, want %v", next, want)
+		}
+	})
+}
+
+func TestWriterSendsWithoutAllocating(t *testing.T) {
+	out, err := NewWriter(&wireTape{deaf: true}, httptest.NewRequest("GET", "/", nil))
+	wireCheck(t, err)
+	e := Event{ID: "1", Type: "tick", Data: strings.Repeat("line\n", 100)}
+	if allocs := testing.AllocsPerRun(100, func() { out.Send(e) }); allocs != 0 {
+		t.Errorf("got %v allocations, want none", allocs)
+	}
+	wireCheck(t, out.Send(Event{Data: strings.Repeat("x", 1<<20)}))
+	if got := cap(out.buf); got > pieceBytes {
+		t.Errorf("got %d bytes kept after a large event, want at most %d", got, pieceBytes)
+	}
+}
+
+// writer.go: the ends of a stream.
+
+// A client that stops reading is cut off when a write has taken WriteTimeout,
+// no earlier and no later.
+func TestWriterCutsOffStalledClient(t *testing.T) {
+	for _, tt := range []struct{ set, want time.Duration }{
+		{0, 10 * time.Second},
+		{2 * time.Second, 2 * time.Second},
+	} {
+		eachWireProtocol(t, func(t *testing.T, protocol string) {
+			type result struct {
+				out  *Writer
+				err  error
+				took time.Duration
+			}
+			results := make(chan result, 1)
+			srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
+				out, err := NewWriter(w, r)
+				wireCheck(t, err)
+				out.WriteTimeout = tt.set
+				began := time.Now()
+				for err == nil {
+					time.Sleep(time.Second)
+					began = time.Now()
+					err = out.Send(Event{Data: strings.Repeat("x", 10<<10)})
+				}
+				again := out.Send(Event{Data: "a"})
+				if comment := out.Comment("a"); again != err || comment != err {
+					t.Errorf("afterwards: got %v and %v, want %v", again, comment, err)
+				}
+				results <- result{out, err, time.Since(began)}
+			})
+			openStalledWireStream(t, srv)
+			got := <-results
+			want := tt.want + hangUpTime(protocol)
+			if !errors.Is(got.err, ErrTooSlow) || errors.Is(got.err, ErrClientLeft) || got.took != want {
+				t.Errorf("got %v after %v, want %v after %v", got.err, got.took, ErrTooSlow, want)
+			}
+			synctest.Wait() // for the handler to return
+			if err := got.out.Send(Event{Data: "a"}); err != got.err {
+				t.Errorf("after the handler: got %v, want %v", err, got.err)
+			}
+		})
+	}
+}
+
+// Over HTTP/2 a client may also stall the whole connection. That is for the
+// server to notice, which must reach the handler as well.
+func TestWriterOverStalledConnection(t *testing.T) {
+	eachWireProtocol(t, func(t *testing.T, protocol string) {
+		errs := make(chan error, 1)
+		srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
+			out, err := NewWriter(w, r)
+			wireCheck(t, err)
+			for err == nil {
+				time.Sleep(time.Second)
+				err = out.Send(Event{Data: strings.Repeat("x", 10<<10)})
+			}
+			errs <- err
+		}, func(s *http.Server) { s.HTTP2 = &http.HTTP2Config{WriteByteTimeout: 10 * time.Second} })
+		var conn *stallingConn
+		srv.Client().Transport.(*http.Transport).DialContext = func(context.Context, string, string) (net.Conn, error) {
+			client, err := srv.connect()
+			conn = &stallingConn{Conn: client, stalled: make(chan struct{}), closed: make(chan struct{})}
+			return conn, err
+		}
+		openWireStream(t, srv, "GET", nil)
+		began := time.Now()
+		close(conn.stalled)
+		if err := <-errs; !errors.Is(err, ErrTooSlow) || time.Since(began) > 30*time.Second {
+			t.Errorf("got %v after %v, want %v", err, time.Since(began), ErrTooSlow)
+		}
+	})
+}
+
+// The Broker cuts off a client that it cannot wait for, whatever WriteTimeout is.
+func TestWriterCut(t *testing.T) {
+	eachWireProtocol(t, func(t *testing.T, protocol string) {
+		outs := make(chan *Writer, 1)
+		errs := make(chan error, 1)
+		srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
+			out, err := NewWriter(w, r)
+			wireCheck(t, err)
+			out.WriteTimeout = -1
+			outs <- out
+			for err == nil {
+				err = out.Send(Event{Data: strings.Repeat("x", 10<<10)})
+			}
+			errs <- err
+		})
+		openStalledWireStream(t, srv)
+		out := <-outs
+		time.Sleep(time.Hour)
+		began := time.Now()
+		out.cut()
+		if err := <-errs; err == nil || time.Since(began) != hangUpTime(protocol) {
+			t.Errorf("got %v after %v, want an error after %v", err, time.Since(began), hangUpTime(protocol))
+		}
+	})
+}
+
+// A cut between two writes, or while a deadline is being cleared, ends the next.
+func TestWriterCutStays(t *testing.T) {
+	for _, timeout := range []time.Duration{time.Second, -1} {
+		synctest.Test(t, func(t *testing.T) {
+			w := &wireTape{}
+			out, err := NewWriter(w, httptest.NewRequest("GET", "/", nil))
+			wireCheck(t, err)
+			out.WriteTimeout = timeout
+			w.duringFlush = out.cut
+			wireCheck(t, out.Send(Event{Data: "a"}))
+			w.duringFlush, w.tape = nil, nil
+			out.Send(Event{Data: "b"})
+			atWrite := slices.Index(w.tape, `write "data: b\n\n"`)
+			if atWrite < 1 || w.tape[atWrite-1] != "deadline past" {
+				t.Errorf("WriteTimeout %v: got %q, want a deadline in the past before the write", timeout, w.tape)
+			}
+		})
+	}
+}
+
+func TestWriterWithoutWriteTimeout(t *testing.T) {
+	eachWireProtocol(t, func(t *testing.T, protocol string) {
+		errs := make(chan error, 1)
+		srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
+			out, err := NewWriter(w, r)
+			wireCheck(t, err)
+			out.WriteTimeout = -1
+			for err == nil {
+				err = out.Send(Event{Data: strings.Repeat("x", 10<<10)})
+			}
+			errs <- err
+		}, shortTimeouts)
+		leave := openStalledWireStream(t, srv)
+		time.Sleep(24 * time.Hour)
+		select {
+		case err := <-errs:
+			t.Fatalf("got %v, want a Send that waits", err)
+		default:
+		}
+		leave()
+		if err := <-errs; !errors.Is(err, ErrClientLeft) || errors.Is(err, ErrTooSlow) {
+			t.Errorf("got %v, want %v", err, ErrClientLeft)
+		}
+	})
+}
+
+// A client on a slow line may take its time over a large event, as long as it
+// takes some of it within WriteTimeout.
+func TestWriterIsPatientWithLargeEvents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		errs := make(chan error, 1)
+		srv := newWireServer(t, "HTTP/1.1", func(w http.ResponseWriter, r *http.Request) {
+			out, err := NewWriter(w, r)
+			wireCheck(t, err)
+			errs <- out.Send(Event{Data: strings.Repeat("x", 1<<20)})
+		})
+		conn := srv.dial(t)
+		io.WriteString(conn, "GET / HTTP/1.0\r\n\r\n")
+		began := time.Now()
+		read := 0
+		for {
+			n, err := io.CopyN(io.Discard, conn, 8<<10)
+			if read += int(n); err != nil {
+				break
+			}
+			time.Sleep(time.Second)
+		}
+		if err := <-errs; err != nil || read < 1<<20 || time.Since(began) < 2*time.Minute {
+			t.Errorf("got %v, %d bytes in %v", err, read, time.Since(began))
+		}
+	})
+}
+
+func TestWriterWhenClientLeaves(t *testing.T) {
+	eachWireProtocol(t, func(t *testing.T, protocol string) {
+		type result struct {
+			out *Writer
+			err error
+		}
+		results := make(chan result, 1)
+		srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
+			out, err := NewWriter(w, r)
+			wireCheck(t, err)
+			wireCheck(t, out.Send(Event{Data: "a"}))
+			<-r.Context().Done()
+			err = out.Send(Event{Data: "b"})
+			if comment := out.Comment("c"); comment != err {
+				t.Errorf("Comment: got %v, want %v", comment, err)
+			}
+			results <- result{out, err}
+		})
+		client := openWireStream(t, srv, "GET", nil)
+		client.want("data: a\n\n")
+		client.leave()
+		got := <-results
+		if !errors.Is(got.err, ErrClientLeft) || !errors.Is(got.err, context.Canceled) {
+			t.Errorf("got %v, want %v and %v", got.err, ErrClientLeft, context.Canceled)
+		}
+		synctest.Wait() // for the handler to return
+		if err := got.out.Send(Event{Data: "d"}); err != got.err {
+			t.Errorf("after the handler: got %v, want %v", err, got.err)
+		}
+	})
+}
+
+// A Writer that outlives its handler, of a client that is still there, must not
+// touch a connection that is another request's by now.
+func TestWriterAfterHandler(t *testing.T) {
+	eachWireProtocol(t, func(t *testing.T, protocol string) {
+		outs := make(chan *Writer, 1)
+		srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
+			out, err := NewWriter(w, r)
+			wireCheck(t, err)
+			outs <- out
+		})
+		client := openWireStream(t, srv, "GET", nil)
+		client.wantEnd()
+		out := <-outs
+		if err := out.Send(Event{Data: "a"}); !errors.Is(err, ErrClientLeft) {
+			t.Errorf("Send: got %v, want %v", err, ErrClientLeft)
+		}
+		if err := out.Comment("a"); !errors.Is(err, ErrClientLeft) {
+			t.Errorf("Comment: got %v, want %v", err, ErrClientLeft)
+		}
+		client.want("")
+	})
+}
+
+// The request's context may end for a reason of the program's own.
+func TestWriterWhenContextEnds(t *testing.T) {
+	revoked := errors.New("access revoked")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	w := httptest.NewRecorder()
+	out, err := NewWriter(w, httptest.NewRequest("GET", "/", nil).WithContext(ctx))
+	wireCheck(t, err)
+	cancel(revoked)
+	if err := out.Send(Event{Data: "a"}); !errors.Is(err, ErrClientLeft) || !errors.Is(err, revoked) {
+		t.Errorf("got %v, want %v and %v", err, ErrClientLeft, revoked)
+	}
+	if w.Body.Len() != 0 {
+		t.Errorf("got %q, want nothing written", w.Body)
+	}
+}
+
+func TestWriterWhenWriteFails(t *testing.T) {
+	broken := errors.New("broken pipe")
+	for _, tt := range []struct {
+		name         string
+		write, flush error
+		takes        time.Duration
+		want         error
+	}{
+		{"write", broken, nil, 0, ErrClientLeft},
+		{"flush", nil, broken, 0, ErrClientLeft},
+		{"write deadline", os.ErrDeadlineExceeded, nil, 0, ErrTooSlow},
+		{"flush deadline", nil, os.ErrDeadlineExceeded, 0, ErrTooSlow},
+		// An HTTP/2 stream does not say that a deadline was missed.
+		{"write shortly before the deadline", broken, nil, 10*time.Second - 1, ErrClientLeft},
+		{"write past the deadline", broken, nil, 10 * time.Second, ErrTooSlow},
+		{"flush past the deadline", nil, broken, 10 * time.Second, ErrTooSlow},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := &wireTape{}
+				out, err := NewWriter(w, httptest.NewRequest("GET", "/", nil))
+				wireCheck(t, err)
+				time.Sleep(time.Minute)
+				w.writeError, w.flushError, w.takes = tt.write, tt.flush, tt.takes
+				w.tape = nil
+				err = out.Send(Event{Data: strings.Repeat("x", 3*pieceBytes)})
+				if !errors.Is(err, tt.want) || errors.Is(err, ErrTooSlow) == errors.Is(err, ErrClientLeft) {
+					t.Errorf("got %v, want %v", err, tt.want)
+				}
+				if last := w.tape[len(w.tape)-1]; tt.write != nil && len(w.tape) > 1 || tt.flush != nil && last != "flush" {
+					t.Errorf("got %q, want nothing done after the failure", w.tape)
+				}
+				if cause := cmp.Or(tt.write, tt.flush); !errors.Is(err, cause) {
+					t.Errorf("got %v, want it to wrap %v", err, cause)
+				}
+				w.writeError, w.flushError, w.tape = nil, nil, nil
+				if again := out.Send(Event{Data: "b"}); again != err {
+					t.Errorf("afterwards: got %v, want %v", again, err)
+				}
+				w.want(t, "afterwards")
+			})
+		})
+	}
+}
+
+func TestNewWriterWhenClientIsGone(t *testing.T) {
+	for _, w := range []*wireTape{{flushError: io.ErrClosedPipe}, {writeError: io.ErrClosedPipe}} {
+		r := httptest.NewRequest("GET", "/", nil)
+		err := newWriter(w, r, 0).open(r, []byte("retry: 1\n\n"))
+		if !errors.Is(err, ErrClientLeft) || !errors.Is(err, io.ErrClosedPipe) {
+			t.Errorf("got %v, want %v", err, ErrClientLeft)
+		}
+	}
+}
+
+// sse.go
+
+func TestLastEventID(t *testing.T) {
+	for _, tt := range []struct{ header, query, want string }{
+		{"", "", ""},
+		{"7", "", "7"},
+		{"", "?lastEventId=8", "8"},
+		{"7", "?lastEventId=8", "7"},
+		{"", "?lastEventId=", ""},
+		{"", "?lastEventId=a+b%3A%C3%BC&lastEventId=9", "a b:ü"},
+		{"", "?lasteventid=8", ""},
+		{"é", "", "é"},
+	} {
+		r := httptest.NewRequest("GET", "/"+tt.query, nil)
+		if tt.header != "" {
+			r.Header.Set("Last-Event-ID", tt.header)
+		}
+		if got := LastEventID(r); got != tt.want {
+			t.Errorf("header %q, query %q: got %q, want %q", tt.header, tt.query, got, tt.want)
+		}
+	}
+}
+
+// An ID that is accepted comes back as it was.
+func TestLastEventIDReturns(t *testing.T) {
+	for _, id := range []string{"7", "a b", "a:b=c;d, e", "ü", "日本", "😀", "\u00a0a\u00a0", "\u2028", "\ufeff", strings.Repeat("x", 1024)} {
+		if err := (Event{ID: id}).check(); err != nil {
+			t.Errorf("got %v, want the ID accepted", err)
+		}
+		if got := throughHeader(t, id); got != id {
+			t.Errorf("got %q, want %q", got, id)
+		}
+	}
+}
+
+func TestServe(t *testing.T) {
+	eachWireProtocol(t, func(t *testing.T, protocol string) {
+		events := make(chan Event)
+		errs := make(chan error, 1)
+		srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
+			errs <- Serve(w, r, events)
+		}, shortTimeouts)
+		client := openWireStream(t, srv, "GET", nil)
+		wantHeaders(t, client.response, http.StatusOK, map[string]string{"Content-Type": "text/event-stream"})
+
+		time.Sleep(15*time.Second - 1)
+		client.want("")
+		time.Sleep(1 * time.Nanosecond)
+		client.want(":\n\n")
+		time.Sleep(10 * time.Second)
+		events <- Event{ID: "1", Data: "a"}
+		client.want("id: 1\ndata: a\n\n")
+		time.Sleep(15*time.Second - 1) // the event has put the keep-alive off
+		client.want("")
+		time.Sleep(1 * time.Nanosecond)
+		client.want(":\n\n")
+		time.Sleep(15 * time.Second)
+		client.want(":\n\n")
+		close(events)
+		client.want("")
+		client.wantEnd()
+		wireCheck(t, <-errs)
+	})
+}
+
+func TestServeWhenClientLeaves(t *testing.T) {
+	eachWireProtocol(t, func(t *testing.T, protocol string) {
+		errs := make(chan error, 1)
+		srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
+			errs <- Serve(w, r, nil)
+		})
+		client := openWireStream(t, srv, "GET", nil)
+		client.want("")
+		left := time.Now()
+		client.leave()
+		if err := <-errs; !errors.Is(err, ErrClientLeft) || !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v, want %v and %v", err, ErrClientLeft, context.Canceled)
+		}
+		if took := time.Since(left); took != 0 {
+			t.Errorf("got the error after %v, want it at once", took)
+		}
+	})
+}
+
+func TestServeWhenContextEnds(t *testing.T) {
+	revoked := errors.New("access revoked")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(revoked)
+	err := Serve(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil).WithContext(ctx), nil)
+	if !errors.Is(err, ErrClientLeft) || !errors.Is(err, revoked) {
+		t.Errorf("got %v, want %v and %v", err, ErrClientLeft, revoked)
+	}
+}
+
+func TestServeStalledClient(t *testing.T) {
+	eachWireProtocol(t, func(t *testing.T, protocol string) {
+		events := make(chan Event)
+		errs := make(chan error, 1)
+		srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
+			errs <- Serve(w, r, events)
+		})
+		openStalledWireStream(t, srv)
+		began := time.Now()
+		for {
+			select {
+			case events <- Event{Data: strings.Repeat("x", 10<<10)}:
+				began = time.Now()
+				continue
+			case err := <-errs:
+				want := 10*time.Second + hangUpTime(protocol)
+				if took := time.Since(began); !errors.Is(err, ErrTooSlow) || took != want {
+					t.Errorf("got %v after %v, want %v after %v", err, took, ErrTooSlow, want)
+				}
+			}
+			break
+		}
+	})
+}
+
+// Events that wait together leave in one flush, if they are not too many.
+func TestServeTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = maxTogether + 36
+		events := make(chan Event, n)
+		for i := range n {
+			events <- Event{Data: strconv.Itoa(i)}
+		}
+		close(events)
+		w := &wireTape{}
+		wireCheck(t, Serve(w, httptest.NewRequest("GET", "/", nil), events))
+		text := func(from, to int) string {
+			var b strings.Builder
+			for i := from; i < to; i++ {
+				fmt.Fprintf(&b, "data: %d\n\n", i)
+			}
+			return fmt.Sprintf("write %q", b.String())
+		}
+		w.want(t, "events",
+			"read deadline off", "deadline 10s", "status 200", "flush", "deadline off",
+			"deadline 10s", text(0, maxTogether), "flush", "deadline off",
+			"deadline 10s", text(maxTogether, n), "flush", "deadline off")
+	})
+}
+
+// What was sent before an event that is refused reaches the client, whether
+// the two were received together or not.
+func TestServeRefusedEvent(t *testing.T) {
+	for _, size := range []int{0, 9} {
+		synctest.Test(t, func(t *testing.T) {
+			events := make(chan Event, size)
+			go func() {
+				for _, e := range []Event{{Data: "a"}, {Data: "b"}, {ID: "\n"}} {
+					events <- e
+				}
+			}()
+			synctest.Wait()
+			w := httptest.NewRecorder()
+			err := Serve(w, httptest.NewRequest("GET", "/", nil), events)
+			const want = `sse: event ID "\n" contains a control character`
+			if err == nil || err.Error() != want {
+				t.Errorf("channel of %d: got %v, want %s", size, err, want)
+			}
+			if got, want := w.Body.String(), "data: a\n\ndata: b\n\n"; got != want {
+				t.Errorf("channel of %d: got %q, want %q", size, got, want)
+			}
+		})
+	}
+}
+
+func TestServeHEAD(t *testing.T) {
+	events := make(chan Event, 1)
+	events <- Event{Data: "a"}
+	w := &wireTape{}
+	wireCheck(t, Serve(w, httptest.NewRequest("HEAD", "/", nil), events))
+	w.want(t, "HEAD", "read deadline off", "status 200")
+	if len(events) != 1 {
+		t.Errorf("got %d events left, want 1", len(events))
+	}
+}
+
+func TestServeThatCannotFlush(t *testing.T) {
+	w := httptest.NewRecorder()
+	err := Serve(wireOpaque{w}, httptest.NewRequest("GET", "/", nil), nil)
+	if !errors.Is(err, http.ErrNotSupported) || w.Code != http.StatusInternalServerError {
+		t.Errorf("got %v, status %d, want %v, status 500", err, w.Code, http.ErrNotSupported)
+	}
+}
+
+// Benchmarks.
+
+var benchmarkEvents = []struct {
+	name  string
+	event Event
+}{
+	{"small", Event{ID: "k3v9x2ab-1f", Data: "hello, world"}},
+	{"typed", Event{ID: "k3v9x2ab-1f", Type: "tick", Retry: 3 * time.Second, Data: "hello, world"}},
+	{"JSON of 1 KiB", Event{ID: "k3v9x2ab-1f", Data: `{"text":"` + strings.Repeat("x", 1013) + `"}`}},
+	{"100 lines", Event{ID: "k3v9x2ab-1f", Data: strings.Repeat("a line of text\n", 100)}},
+	{"100 lines in CRLF", Event{ID: "k3v9x2ab-1f", Data: strings.Repeat("a line of text\r\n", 100)}},
+}
+
+func BenchmarkEncode(b *testing.B) {
+	for _, bb := range benchmarkEvents {
+		b.Run(bb.name, func(b *testing.B) {
+			buf, err := bb.event.AppendText(nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.SetBytes(int64(len(buf)))
+			b.ReportAllocs()
+			for b.Loop() {
+				buf, _ = bb.event.AppendText(buf[:0])
+			}
+		})
+	}
+}
+
+func BenchmarkDecode(b *testing.B) {
+	for _, bb := range benchmarkEvents {
+		b.Run(bb.name, func(b *testing.B) {
+			frame, err := bb.event.AppendText(nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			d := NewDecoder(&repeatingReader{text: string(frame)})
+			b.SetBytes(int64(len(frame)))
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := d.Decode(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// Publishing: IDs, refusals, topics, and what the ring forgets.
+
+func TestAssignedIDsAreShortAndPlain(t *testing.T) {
+	plain := regexp.MustCompile(`^[0-9a-z]+-[0-9a-z]+$`)
+	b, other := &Broker{}, &Broker{}
+	seen := map[string]bool{}
+	for range 3000 {
+		b.Publish(Event{Data: "x"}, "topic")
+		id := b.LastEventID()
+		if !plain.MatchString(id) || len(id) > 32 || seen[id] {
+			t.Fatalf("ID: got %q after %d others, want one of its own, short, of [0-9a-z-]", id, len(seen))
+		}
+		seen[id] = true
+	}
+	if prefix, _, _ := strings.Cut(b.LastEventID(), "-"); strings.HasPrefix(other.LastEventID(), prefix) {
+		t.Errorf("two Brokers begin their IDs with %q", prefix)
+	}
+}
+
+func TestPublishRefusesADuplicateID(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{History: 5}
+		all := followBroker(t, b, "", "", "other")
+		refused := func(id string) {
+			t.Helper()
+			if err := b.Publish(Event{ID: id, Data: "again"}, "other"); !errors.Is(err, ErrDuplicateID) {
+				t.Errorf("event with ID %q: got %v, want ErrDuplicateID", id, err)
+			}
+		}
+		first := b.LastEventID()
+		b.Publish(Event{ID: "id", Data: "1"})
+		refused("id")
+		refused(first) // the Broker's own, though no event has it
+		refused(first + "1")
+		b.Publish(Event{Data: "2"})
+		refused("id")
+		refused(b.LastEventID())
+		all.want("1 2")
+		if got := b.Stats().Published; got != 2 {
+			t.Errorf("published: got %d, want 2", got)
+		}
+		if err := b.Publish(Event{ID: "own", Data: "3"}, "other"); err != nil {
+			t.Errorf("event with a new ID after those refused: %v", err)
+		}
+		all.want("3")
+
+		for range 300 { // more than the ring keeps
+			b.Publish(Event{Data: "x"}, "more")
+		}
+		if err := b.Publish(Event{ID: "id", Data: "4"}); err != nil {
+			t.Errorf("event with an ID that was forgotten: %v", err)
+		}
+		all.want("4")
+	})
+}
+
+func TestIDsMayRepeatWithoutAHistory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{History: -1}
+		all := followBroker(t, b, "")
+		for range 2 {
+			if err := b.Publish(Event{ID: "id", Data: "1"}); err != nil {
+				t.Error(err)
+			}
+		}
+		b.Publish(Event{Data: "2"})
+		all.want("1 1 2")
+		if id := b.LastEventID(); id != "" {
+			t.Errorf("LastEventID without a history: got %q, want none", id)
+		}
+	})
+}
+
+func TestPublishRefusesABadEventBeforeAnythingElse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		all := followBroker(t, b, "")
+		before := b.LastEventID()
+		for _, e := range []Event{
+			{ID: "a\nb"}, {ID: "a\x00"}, {ID: " a"}, {ID: "a\x7f"}, {ID: strings.Repeat("a", 1025)}, {ID: "\xff"},
+			{Type: "a\rb"}, {Type: "\xff"}, {Data: "\xff"}, {Retry: -1}, {Retry: 1},
+		} {
+			if err := b.Publish(e); err == nil || errors.Is(err, ErrDuplicateID) || errors.Is(err, ErrClosed) {
+				t.Errorf("Publish(%.50q): got %v, want an error that says what is wrong", fmt.Sprint(e), err)
+			}
+		}
+		if b.LastEventID() != before || b.Stats().Published != 0 {
+			t.Errorf("refused events took %d places", b.Stats().Published)
+		}
+		all.want("")
+	})
+}
+
+func TestPublishAfterShutdown(t *testing.T) {
+	b := &Broker{}
+	b.Shutdown(t.Context())
+	if err := b.Publish(Event{Data: "x"}); !errors.Is(err, ErrClosed) {
+		t.Errorf("got %v, want ErrClosed", err)
+	}
+	if got := b.Stats(); got != (Stats{}) {
+		t.Errorf("Stats: got %+v, want nothing", got)
+	}
+}
+
+func TestPublishWaitsForNobody(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{WriteTimeout: -1}
+		s := serve(t, b)
+		for range 20 {
+			s.get("/", "").stall(true)
+			loop := followBroker(t, b, "")
+			loop.stall(true)
+		}
+		reader, loop := s.get("/", ""), followBroker(t, b, "")
+		synctest.Wait()
+		start := time.Now()
+		var want []string
+		for i := range 3000 {
+			b.Publish(Event{Data: strconv.Itoa(i)})
+			want = append(want, strconv.Itoa(i))
+		}
+		if took := time.Since(start); took > 0 {
+			t.Errorf("3,000 events took %v because of clients that do not read", took)
+		}
+		reader.want(strings.Join(want, " "))
+		loop.want(strings.Join(want, " "))
+		// Publish does not even look at those that do not read.
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if live := len(b.topics[""].live); live != 2 {
+			t.Errorf("live subscribers: got %d, want 2", live)
+		}
+	})
+}
+
+func TestEventInSeveralTopicsArrivesOnce(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{}
+		s := serve(t, b)
+		start := b.LastEventID()
+		both, a, none := s.get("/?topic=a&topic=b&topic=a", ""), s.get("/?topic=a", ""), s.get("/", "")
+		synctest.Wait()
+		b.Publish(Event{Data: "1"}, "a", "b")
+		b.Publish(Event{Data: "2"}, "b", "b", "c")
+		b.Publish(Event{Data: "3"}, "c", "a", "b", "a")
+		b.Publish(Event{Data: "4"})
+		both.want("1 2 3")
+		a.want("1 3")
+		none.want("4")
+		both = s.get("/?topic=b&topic=a", "Last-Event-ID: "+start+"\r\n")
+		both.want("1 2 3")
+		loop := followBroker(t, b, start, "b", "a", "c")
+		loop.want("1 2 3")
+	})
+}
+
+func TestManyTopicsPerClient(t *testing.T) {
+	for _, n := range []int{1, 7, 8, 9, 10, 500} {
+		t.Run(strconv.Itoa(n), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := &Broker{}
+				names := make([]string, n)
+				for i := range names {
+					names[i] = fmt.Sprint("topic ", i)
+				}
+				start := b.LastEventID()
+				follower := followBroker(t, b, "", names...)
+				synctest.Wait()
+				var want []string
+				for i, name := range names {
+					data := strconv.Itoa(i)
+					want = append(want, data, "and"+data)
+					b.Publish(Event{Data: data}, name)
+					b.Publish(Event{Data: "other"}, "other")
+					b.Publish(Event{Data: "and" + data}, names[0], name)
+				}
+				follower.want(strings.Join(want, " "))
+				follower = followBroker(t, b, start, names...)
+				follower.want(strings.Join(want, " "))
+				follower.close()
+				synctest.Wait()
+				if len(b.topics) != n+1 {
+					t.Errorf("topics: got %d, want %d", len(b.topics), n+1)
+				}
+			})
+		})
+	}
+}
+
+func TestTopicsAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{History: 10}
+		for i := range 5000 {
+			user := fmt.Sprint("user/", i)
+			follower := followBroker(t, b, "", user, "all")
+			if i%2 == 0 {
+				b.Publish(Event{Data: "x"}, user, "all")
+			}
+			follower.stall(i%3 == 0)
+			if i%7 == 0 { // falls behind, or gets more
+				b.Publish(Event{Data: "x"}, user)
+				b.Publish(Event{Data: "x"}, user)
+			}
+			if err := b.Publish(Event{ID: "a\n"}, "refused"); err == nil {
+				t.Fatal("a bad event was published")
+			}
+			follower.close()
+		}
+		synctest.Wait()
+		// The ring holds at least 256 events, each of at most two topics.
+		if got := b.Stats().Topics; got > 2*256 || got != len(b.topics) {
+			t.Errorf("topics after 5,000 users: got %d, want at most the ring's", got)
+		}
+		for range 300 {
+			b.Publish(Event{Data: "x"}, "last")
+		}
+		if got := b.Stats().Topics; got != 1 || len(b.topics) != 1 {
+			t.Errorf("topics when the ring has forgotten the users: got %d, want 1", got)
+		}
+	})
+}
+
+func TestRingKeepsNoReferenceToEvictedEntries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{History: 3}
+		live, stalled := followBroker(t, b, ""), followBroker(t, b, "")
+		synctest.Wait()
+		var evicted []weak.Pointer[entry]
+		for i := range 700 {
+			b.Publish(Event{ID: fmt.Sprint("id", i), Data: "x"})
+			if e := b.ring.at(b.ring.head); i < 400 {
+				evicted = append(evicted, weak.Make(e))
+			}
+			synctest.Wait()
+			if i == 100 {
+				stalled.stall(true)
+			}
+		}
+		runtime.GC()
+		kept := 0
+		for _, p := range evicted {
+			if p.Value() != nil {
+				kept++
+			}
+		}
+		// Of the one that stands still: what it was given, and what waits for it.
+		if kept > 3 {
+			t.Errorf("evicted entries that are still in memory: got %d, want those of the stalled subscriber at most", kept)
+		}
+		if got := len(b.ids); got > 257 {
+			t.Errorf("IDs: got %d, want those of the ring", got)
+		}
+		live.close()
+		stalled.close()
+	})
+}
+
+// The history: what a client that comes back gets.
+
+func TestResumingAtTheNewestEventSendsNothing(t *testing.T) {
+	for _, history := range []int{1, 10, 256, 300, 0} {
+		for _, explicit := range []bool{false, true} {
+			t.Run(fmt.Sprintf("History=%d,explicit=%v", history, explicit), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					b := &Broker{History: history}
+					for fill := range 1100 {
+						follower := followBroker(t, b, b.LastEventID())
+						synctest.Wait()
+						follower.want("")
+						e := Event{Data: strconv.Itoa(fill)}
+						if explicit {
+							e.ID = "id" + e.Data
+						}
+						b.Publish(e)
+						follower.want(e.Data)
+						follower.close()
+						if t.Failed() {
+							t.Fatalf("with %d events in the ring", fill)
+						}
+					}
+					if gaps := b.Stats().Gaps; gaps != 0 {
+						t.Errorf("gaps: got %d, want none", gaps)
+					}
+				})
+			})
+		}
+	}
+}
+
+func TestResumingGivesExactlyWhatWasMissed(t *testing.T) {
+	for _, history := range []int{1, 20, 300} {
+		for _, explicit := range []bool{false, true} {
+			t.Run(fmt.Sprintf("History=%d,explicit=%v", history, explicit), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					b := &Broker{History: history}
+					ids := []string{b.LastEventID()}
+					var data []string
+					for i := range 650 {
+						e := Event{Data: strconv.Itoa(i)}
+						if explicit {
+							e.ID = "id" + e.Data
+						}
+						b.Publish(e)
+						ids, data = append(ids, b.LastEventID()), append(data, e.Data)
+						if i != 5 && i != 400 && i != 649 {
+							continue
+						}
+						first := max(0, len(data)-history)
+						for j, id := range ids {
+							if j > 30 && j < len(ids)-30 && j%20 != 0 && j != first {
+								continue
+							}
+							want := data[max(j, first):]
+							if j < first {
+								want = append([]string{"gap:" + id}, want...)
+							}
+							follower := followBroker(t, b, id)
+							follower.want(strings.Join(want, " "))
+							follower.close()
+							if t.Failed() {
+								t.Fatalf("after %d events, from the ID of event %d on", len(data), j-1)
+							}
+						}
+					}
+				})
+			})
+		}
+	}
+}
+
+func TestGapIsTold(t *testing.T) {
+	for _, id := range []string{"nobody", "aaaaaaaa-1", "é ü", "%0a"} {
+		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+			b := &Broker{}
+			s := serve(t, b)
+			start := b.LastEventID()
+			for _, when := range []string{"gap:" + id, "gap:" + id + " 1", "gap:" + id + " 1 2"} {
+				header := "Last-Event-ID: " + id + "\r\n"
+				c := s.get("/", header)
+				c.want(when)
+				// Cut off in the middle of it, a client is told of no second gap.
+				if gap := c.first("gap"); gap.ID != start {
+					t.Errorf("ID of the gap event: got %q, want that of the place it goes on from, %q", gap.ID, start)
+				}
+				followBroker(t, b, start).want(strings.TrimPrefix(strings.TrimPrefix(when, "gap:"+id), " "))
+				b.Publish(Event{Data: strconv.Itoa(int(b.Stats().Published) + 1)})
+			}
+			if got := b.Stats().Gaps; got != 3 {
+				t.Errorf("gaps: got %d, want 3", got)
+			}
+		})
+	}
+}
+
+func TestIDsFromBeforeARestartAreForeign(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		old, b := &Broker{}, &Broker{}
+		for i := range 5 {
+			old.Publish(Event{Data: "old"})
+			b.Publish(Event{Data: strconv.Itoa(i)})
+		}
+		id := old.LastEventID()
+		followBroker(t, b, id).want("gap:" + id + " 0 1 2 3 4")
+	})
+}
+
+func TestWithoutAHistoryOneStartsAnew(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{History: -1}
+		s := serve(t, b)
+		b.Publish(Event{ID: "1", Data: "1"})
+		c := s.get("/", "Last-Event-ID: 1\r\n")
+		c.want("")
+		b.Publish(Event{Data: "2"})
+		c.want("2")
+		if id := c.lastID(); id != "" {
+			t.Errorf("last event ID: got %q, want none", id)
+		}
+	})
+}
+
+// A burst is no gap, however little History asks for, up to what the ring holds
+// as a queue; beyond that a client that does not keep up is told.
+func TestRingIsAQueue(t *testing.T) {
+	for _, history := range []int{-1, 1, 10} {
+		for _, n := range []int{200, 256, 257, 260, 600} {
+			t.Run(fmt.Sprintf("History=%d,%d events", history, n), func(t *testing.T) {
+				serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+					b := &Broker{History: history}
+					s := serve(t, b)
+					c, loop := s.get("/", ""), followBroker(t, b, "")
+					synctest.Wait()
+					c.stall(true)
+					loop.stall(true)
+					for i := range n {
+						if i < 3 { // it goes to sleep over the first, and leaves the others
+							synctest.Wait()
+						}
+						e := Event{Data: strconv.Itoa(i)}
+						if history < 0 || i%2 == 0 {
+							e.ID = "id" + e.Data
+						}
+						b.Publish(e)
+					}
+					synctest.Wait()
+					c.stall(false)
+					loop.stall(false)
+					synctest.Wait()
+					wantGapAfter(t, "client", c.events(), n, 256)
+					wantGapAfter(t, "loop", loop.events(), n, 256)
+					// Having caught up it goes on.
+					b.Publish(Event{Data: "on"})
+					c.want("on")
+					loop.want("on")
+				})
+			})
+		}
+	}
+}
+
+// wantGapAfter checks that the events are those numbered 0 to n-1, but that from
+// some event on, those before the last kept ones are left out, in favour of one
+// gap event that names the event before.
+func wantGapAfter(t *testing.T, who string, got []pipeBlock, n, kept int) {
+	t.Helper()
+	next, lastID, gaps := 0, "", 0
+	for _, e := range got {
+		if e.Type == "gap" {
+			if gaps++; e.Data != lastID || next >= n-kept || next == 0 {
+				t.Errorf("%s after event %d: got a gap after %q, want %q", who, next-1, e.Data, lastID)
+			}
+			next = n - kept
+		} else if e.Data != strconv.Itoa(next) {
+			t.Fatalf("%s: got event %q, want %d", who, e.Data, next)
+		} else {
+			next++
+		}
+		lastID = cmp.Or(e.ID, lastID)
+	}
+	wantGaps := 0
+	if n > kept+10 {
+		wantGaps = 1
+	} else if n > kept { // what was on its way when it stopped reading is not counted exactly
+		wantGaps = gaps
+	}
+	if next != n || gaps != wantGaps {
+		t.Errorf("%s: got events up to %d and %d gaps, want %d and %d", who, next-1, gaps, n-1, wantGaps)
+	}
+}
+
+func TestHistoryBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{HistoryBytes: 10_000}
+		start := b.LastEventID()
+		huge := strings.Repeat("x", 1_000_000)
+		b.Publish(Event{Data: "1"})
+		b.Publish(Event{Data: "2"})
+		before := b.LastEventID()
+		b.Publish(Event{Data: huge})
+		followBroker(t, b, before).want(huge)
+		followBroker(t, b, start).want("gap:" + start + " " + huge)
+		b.Publish(Event{Data: "3"})
+		followBroker(t, b, before).want("gap:" + before + " 3")
+
+		kilobyte := strings.Repeat("k", 1000)
+		for range 100 {
+			b.Publish(Event{Data: kilobyte})
+		}
+		follower := followBroker(t, b, start)
+		synctest.Wait()
+		if got := len(follower.events()) - 1; got != 9 {
+			t.Errorf("events of 1,000 bytes and a bit in 10,000 bytes: got %d, want 9", got)
+		}
+	})
+}
+
+func TestHistoryBytesByDefaultAndWithoutLimit(t *testing.T) {
+	for limit, want := range map[int]int{0: 15, -1: 40} {
+		b := &Broker{HistoryBytes: limit}
+		data := strings.Repeat("x", 1<<20)
+		for range 40 {
+			b.Publish(Event{Data: data})
+		}
+		if n := b.ring.len(); n != want {
+			t.Errorf("HistoryBytes %d: got %d events of a MiB, want %d", limit, n, want)
+		}
+	}
+}
+
+func TestHistoryAge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{HistoryAge: time.Minute}
+		start := b.LastEventID()
+		b.Publish(Event{Data: "1"})
+		first := b.LastEventID()
+		time.Sleep(50 * time.Second)
+		b.Publish(Event{Data: "2"})
+		followBroker(t, b, start).want("1 2")
+		time.Sleep(11 * time.Second)
+		followBroker(t, b, start).want("gap:" + start + " 2")
+		followBroker(t, b, first).want("2") // has missed nothing that expired
+		time.Sleep(time.Hour)
+		followBroker(t, b, first).want("gap:" + first)
+		followBroker(t, b, b.LastEventID()).want("")
+
+		// The ring forgets them too, but for those it needs as a queue.
+		for range 1000 {
+			b.Publish(Event{Data: "x"})
+		}
+		time.Sleep(2 * time.Minute)
+		b.Publish(Event{Data: "x"})
+		if got := b.ring.len(); got != 256 {
+			t.Errorf("events in the ring after they expired: got %d, want 256", got)
+		}
+	})
+}
+
+// An expired event is still in the queue for a client that is connected.
+func TestHistoryAgeSparesThoseWhoAreConnected(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{HistoryAge: time.Second}
+		loop := followBroker(t, b, "")
+		loop.stall(true)
+		synctest.Wait()
+		for i := range 10 {
+			b.Publish(Event{Data: strconv.Itoa(i)})
+			time.Sleep(time.Minute)
+		}
+		loop.stall(false)
+		loop.want("0 1 2 3 4 5 6 7 8 9")
+	})
+}
+
+func TestClientThatWasCutOffBeforeItsFirstEventMissesNothing(t *testing.T) {
+	for _, explicit := range []string{"", "id"} {
+		for _, earlier := range []int{0, 1, 300} {
+			serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+				b := &Broker{History: 20}
+				s := serve(t, b)
+				publish := func(data string) {
+					e := Event{Data: data}
+					if explicit != "" {
+						e.ID = explicit + data
+					}
+					b.Publish(e)
+				}
+				for i := range earlier {
+					publish(fmt.Sprint("early", i))
+				}
+				c := s.get("/", "")
+				c.want("")
+				c.close()
+				publish("1")
+				publish("2")
+				if c.lastID() == "" {
+					t.Error("the client was told no ID")
+				}
+				c = s.get("/", "Last-Event-ID: "+c.lastID()+"\r\n")
+				c.want("1 2")
+			})
+		}
+	}
+}
+
+func TestLastEventIDIsWhereAPageBegins(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{}
+		s := serve(t, b)
+		for i := range 3 {
+			id := b.LastEventID()
+			b.Publish(Event{Data: fmt.Sprint("early", i)})
+			s.get("/?lastEventId="+id, "").want(fmt.Sprint("early", i))
+		}
+	})
+}
+
+// A client of a quiet topic is told a newer ID now and then, or the busy topics
+// would push its own out of the history.
+func TestKeepAliveRenewsTheIDOfAQuietClient(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		broker *Broker
+		busy   int // events of other topics between two keep-alives
+	}{
+		{"short history", &Broker{History: 10}, 4},
+		{"long history", &Broker{History: 1000}, 150},
+		{"age", &Broker{HistoryAge: 40 * time.Second}, 1},
+		{"bytes", &Broker{HistoryBytes: 100}, 1},
+	} {
+		for _, came := range []string{"fresh", "resumed", "gap"} {
+			t.Run(test.name+", "+came, func(t *testing.T) {
+				serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+					b := &Broker{History: test.broker.History, HistoryAge: test.broker.HistoryAge, HistoryBytes: test.broker.HistoryBytes}
+					s := serve(t, b)
+					header, want := "", ""
+					start := b.LastEventID()
+					busy := func() {
+						for range test.busy {
+							b.Publish(Event{Data: "busy"}, "busy")
+						}
+					}
+					switch came {
+					case "resumed":
+						header = "Last-Event-ID: " + start + "\r\n"
+						for b.ring.len() < test.broker.History*6/10 {
+							busy()
+						}
+					case "gap":
+						header, want = "Last-Event-ID: nobody\r\n", "gap:nobody"
+						busy()
+					}
+					c := s.get("/?topic=quiet", header)
+					c.want(want)
+					id := start
+					for range 30 {
+						time.Sleep(7 * time.Second)
+						busy()
+						time.Sleep(8*time.Second + peerLeftTime) // and a keep-alive was sent
+						c.want("")
+						id = cmp.Or(c.lastID(), id)
+						follower := followBroker(t, b, id, "quiet")
+						follower.want("")
+						follower.close()
+					}
+					c.close()
+					b.Publish(Event{Data: "1"}, "quiet")
+					c = s.get("/?topic=quiet", "Last-Event-ID: "+id+"\r\n")
+					c.want("1")
+				})
+			})
+		}
+	}
+}
+
+func TestConcurrentPublishersAndSubscribersLoseNothing(t *testing.T) {
+	const publishers, each, followers = 4, 300, 24
+	b := &Broker{Logger: slog.New(slog.DiscardHandler)}
+	start := b.LastEventID()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/detach" {
+			b.Detach(w, r, nil, r.URL.Query()["topic"]...)
+		} else {
+			b.Serve(w, r, r.URL.Query()["topic"]...)
+		}
+	}))
+	defer srv.Close()
+	defer b.Shutdown(t.Context())
+	topics := []string{"a", "b", "c"}
+
+	var publishing, following sync.WaitGroup
+	for p := range publishers {
+		publishing.Go(func() {
+			for i := range each {
+				e := Event{Data: fmt.Sprintf("%d %d", p, i)}
+				if i%3 == 0 {
+					e.ID = "id " + e.Data
+				}
+				if err := b.Publish(e, topics[i%3:]...); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	got := make([][]string, followers)
+	for f := range followers {
+		following.Go(func() {
+			rnd := rand.New(rand.NewPCG(uint64(f), 0))
+			id := start
+			mine := topics[f%3 : f%3+1]
+			for len(got[f]) == 0 || got[f][len(got[f])-1] != "end" {
+				stay := 1 + rnd.IntN(200) // events before it is cut off
+				address := []string{"", srv.URL, srv.URL + "/detach", ""}[f/3%4]
+				for e, err := range connectBroker(t, b, address, id, mine) {
+					if err != nil || e.Type == "gap" {
+						t.Errorf("follower %d: got %+v, %v, want an event", f, e, err)
+						got[f] = append(got[f], "end")
+						break
+					}
+					id = e.ID
+					got[f] = append(got[f], e.Data)
+					if stay--; stay == 0 || e.Data == "end" {
+						break
+					}
+				}
+			}
+		})
+	}
+	publishing.Wait()
+	b.Publish(Event{Data: "end"}, topics...)
+	following.Wait()
+
+	for f := range followers {
+		if !slices.Equal(got[f], got[f%3]) {
+			t.Errorf("followers %d and %d of the same topic got different events, or in a different order", f, f%3)
+		}
+	}
+	for f := range 3 { // topic f got the events i%3 ≤ f of each publisher
+		next := make([]int, publishers)
+		for _, data := range got[f][:len(got[f])-1] {
+			var p, i int
+			fmt.Sscan(data, &p, &i)
+			for next[p]%3 > f {
+				next[p]++
+			}
+			if i != next[p] {
+				t.Fatalf("topic %s: got event %d of publisher %d, want %d", topics[f], i, p, next[p])
+			}
+			next[p]++
+		}
+		for p, n := range next {
+			for n%3 > f {
+				n++
+			}
+			if n < each-2 {
+				t.Errorf("topic %s: got %d events of publisher %d, want %d", topics[f], n, p, each)
+			}
+		}
+	}
+}
+
+// connectBroker yields events after id, over HTTP, or without an address in the
+// process.
+func connectBroker(t *testing.T, b *Broker, address, id string, topics []string) iter.Seq2[Event, error] {
+	if address == "" {
+		return b.Subscribe(t.Context(), id, topics...)
+	}
+	return func(yield func(Event, error) bool) {
+		req, _ := http.NewRequest("GET", address+"?"+url.Values{"topic": topics}.Encode(), nil)
+		req.Header.Set("Last-Event-ID", id)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			yield(Event{}, err)
+			return
+		}
+		defer resp.Body.Close()
+		for e, err := range NewDecoder(resp.Body).All() {
+			if !yield(e, err) {
+				return
+			}
+		}
+	}
+}
+
+// CatchUp.
+
+// A catchUpCall is one call of CatchUp, under the test's control.
+type catchUpCall struct {
+	ctx    context.Context
+	id     string
+	topics []string
+	events chan Event // yields what comes here, until it is closed
+	fail   error      // yielded at the end
+	gone   bool       // the loop over it was left
+}
+
+// controlCatchUp sets b.CatchUp to a function whose calls arrive in the channel.
+// Those that nobody receives block.
+func controlCatchUp(b *Broker) chan *catchUpCall {
+	calls := make(chan *catchUpCall)
+	b.CatchUp = func(ctx context.Context, id string, topics []string) iter.Seq2[Event, error] {
+		return func(yield func(Event, error) bool) {
+			call := &catchUpCall{ctx: ctx, id: id, topics: topics, events: make(chan Event)}
+			defer func() { call.gone = true }()
+			select {
+			case calls <- call:
+			case <-ctx.Done():
+				yield(Event{}, ctx.Err())
+				return
+			}
+			for {
+				select {
+				case e, ok := <-call.events:
+					if !ok {
+						if call.fail != nil {
+							yield(Event{}, call.fail)
+						}
+						return
+					}
+					if !yield(e, nil) {
+						return
+					}
+				case <-ctx.Done():
+					yield(Event{}, ctx.Err())
+					return
+				}
+			}
+		}
+	}
+	return calls
+}
+
+// yieldAll sets b.CatchUp to a function that yields these events, and returns
+// where it notes with which IDs it was called.
+func yieldAll(b *Broker, events ...Event) (ids *[]string) {
+	ids = new([]string)
+	b.CatchUp = func(_ context.Context, id string, _ []string) iter.Seq2[Event, error] {
+		*ids = append(*ids, id)
+		return func(yield func(Event, error) bool) {
+			for _, e := range events {
+				if !yield(e, nil) {
+					return
+				}
+			}
+		}
+	}
+	return ids
+}
+
+func TestCatchUpIsAskedForWhatTheHistoryLacks(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{History: 2}
+		calls := controlCatchUp(b)
+		s := serve(t, b)
+		b.Publish(Event{ID: "1", Data: "1"}, "a", "b")
+		b.Publish(Event{ID: "2", Data: "2"}, "a")
+		b.Publish(Event{ID: "3", Data: "3"}, "a")
+		s.get("/?topic=a", "Last-Event-ID: 1\r\n").want("2 3")
+		s.get("/?topic=a", "Last-Event-ID: 3\r\n").want("")
+		select {
+		case call := <-calls:
+			t.Errorf("CatchUp was called with ID %q, which is in the history", call.id)
+		default:
+		}
+		for _, id := range []string{"", "0", "nobody"} {
+			header := ""
+			if id != "" {
+				header = "Last-Event-ID: " + id + "\r\n"
+			}
+			c := s.get("/?topic=b&topic=a&topic=b", header)
+			call := <-calls
+			slices.Sort(call.topics)
+			if call.id != id || !slices.Equal(call.topics, []string{"a", "b"}) {
+				t.Errorf("CatchUp: got ID %q and topics %q, want %q and a, b", call.id, call.topics, id)
+			}
+			// It goes on right after the last event, which is in the history.
+			call.events <- Event{ID: "0", Data: "0"}
+			call.events <- Event{ID: "2", Data: "2"}
+			close(call.events)
+			c.want("0 2 3")
+			c.close()
+		}
+	})
+}
+
+func TestCatchUpMissesNothingPublishedMeanwhile(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		events []Event
+		want   string
+	}{
+		{"nothing", nil, "4 5 6"},
+		{"a snapshot", []Event{{Type: "snapshot", Data: "s"}}, "s 4 5 6"},
+		{"an unknown ID", []Event{{ID: "x", Data: "x"}}, "x 4 5 6"},
+		{"an ID from before", []Event{{ID: "2", Data: "2"}}, "2 3 4 5 6"},
+		{"an ID from meanwhile", []Event{{ID: "4", Data: "4"}, {ID: "5", Data: "5"}}, "4 5 6"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+				b := &Broker{}
+				calls := controlCatchUp(b)
+				s := serve(t, b)
+				publish := func(id string) { b.Publish(Event{ID: id, Data: id}) }
+				publish("1")
+				publish("2")
+				publish("3")
+				c := s.get("/", "Last-Event-ID: nobody\r\n")
+				call := <-calls
+				publish("4")
+				publish("5")
+				for _, e := range test.events {
+					call.events <- e
+				}
+				close(call.events)
+				synctest.Wait()
+				publish("6")
+				c.want(test.want)
+				c.close()
+				// It was told an ID to come back with.
+				c = s.get("/", "Last-Event-ID: "+c.lastID()+"\r\n")
+				c.want("")
+				publish("7")
+				c.want("7")
+			})
+		})
+	}
+}
+
+// A client that is cut off between CatchUp's events and the first of its own
+// has got all that CatchUp gave it.
+func TestClientCutOffAfterCatchUpGoesOn(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{}
+		asked := yieldAll(b, Event{Type: "snapshot", Data: "s"})
+		s := serve(t, b)
+		b.Publish(Event{Data: "1"})
+		c := s.get("/", "")
+		c.want("s")
+		c.close()
+		b.Publish(Event{Data: "2"})
+		s.get("/", "Last-Event-ID: "+c.lastID()+"\r\n").want("2")
+		if len(*asked) != 1 {
+			t.Errorf("CatchUp was called for %q, want once", *asked)
+		}
+	})
+}
+
+func TestCatchUpOfManyEvents(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{}
+		var events []Event
+		var want []string
+		for i := range 1000 {
+			data := strings.Repeat(strconv.Itoa(i), 1+i%200)
+			events, want = append(events, Event{ID: strconv.Itoa(i), Data: data}), append(want, data)
+		}
+		yieldAll(b, events...)
+		s := serve(t, b)
+		s.get("/", "").want(strings.Join(want, " "))
+		followBroker(t, b, "").want(strings.Join(want, " "))
+	})
+}
+
+func TestCatchUpThatFailsEndsTheStream(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		fail error
+		bad  Event
+	}{
+		{"error", errors.New("the database is on fire"), Event{Data: "x"}},
+		{"bad event", nil, Event{ID: "a\nb"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				log := &brokerLog{}
+				b := &Broker{Logger: slog.New(log)}
+				calls := controlCatchUp(b)
+				s := serveBroker(t, b)
+				for range 3 {
+					c := s.get("/", "Last-Event-ID: nobody\r\n")
+					loop := followBroker(t, b, "nobody")
+					for range 2 {
+						call := <-calls
+						call.fail = test.fail
+						call.events <- Event{ID: "x", Data: "x"}
+						call.events <- test.bad
+						close(call.events)
+					}
+					synctest.Wait()
+					b.Publish(Event{Data: "1"})
+					synctest.Wait()
+					if got := c.events(); c.ended() == nil || len(got) > 0 && got[len(got)-1].Data == "1" {
+						t.Errorf("the stream went on: %+v", got)
+					}
+					if err := s.served(); err == nil || test.fail != nil && !errors.Is(err, test.fail) || errors.Is(err, ErrClientLeft) {
+						t.Errorf("Serve: got %v, want %v", err, test.fail)
+					}
+					if err := loop.ended(); err == nil || test.fail != nil && !errors.Is(err, test.fail) {
+						t.Errorf("Subscribe: got %v, want %v", err, test.fail)
+					}
+				}
+				if got := log.count(slog.LevelWarn); got != 1 {
+					t.Errorf("warnings: got %d, want 1 for one minute", got)
+				}
+			})
+		})
+	}
+}
+
+func TestClientThatLeavesDuringCatchUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := &brokerLog{}
+		b := &Broker{Logger: slog.New(log)}
+		calls := controlCatchUp(b)
+		s := serveBroker(t, b)
+		c := s.get("/", "")
+		call := <-calls
+		call.events <- Event{Data: "1"}
+		c.close()
+		synctest.Wait()
+		if call.ctx.Err() == nil || !call.gone {
+			t.Errorf("CatchUp goes on without the client: %v, %v", call.ctx.Err(), call.gone)
+		}
+		if err := s.served(); !errors.Is(err, ErrClientLeft) {
+			t.Errorf("Serve: got %v, want ErrClientLeft", err)
+		}
+		if got := log.count(slog.LevelWarn); got != 0 {
+			t.Errorf("warnings: got %d, want none, since nothing is wrong", got)
+		}
+
+		// One that is too slow for what CatchUp yields is cut off.
+		c = s.get("/", "")
+		call = <-calls
+		c.stall(true)
+		for range 1000 {
+			select {
+			case call.events <- Event{Data: strings.Repeat("x", 1000)}:
+				continue
+			case <-time.After(time.Minute):
+			}
+			break
+		}
+		if err := s.served(); !errors.Is(err, ErrTooSlow) || !call.gone {
+			t.Errorf("Serve: got %v, want ErrTooSlow", err)
+		}
+		if got := b.Stats().Clients; got != 0 {
+			t.Errorf("clients: got %d, want none", got)
+		}
+	})
+}
+
+// What is published while CatchUp runs may be more than the ring holds. Then
+// CatchUp is asked for the rest, and it is not the client's loss.
+func TestCatchUpThatTheRingOvertakesIsAskedAgain(t *testing.T) {
+	for _, explicit := range []bool{false, true} {
+		t.Run(fmt.Sprint("explicit=", explicit), func(t *testing.T) {
+			serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+				b := &Broker{History: 10}
+				calls := controlCatchUp(b)
+				s := serve(t, b)
+				var log []Event
+				publish := func(n int) {
+					for range n {
+						e := Event{Data: strconv.Itoa(len(log))}
+						if explicit {
+							e.ID = "id" + e.Data
+						}
+						b.Publish(e)
+						e.ID = b.LastEventID()
+						log = append(log, e)
+					}
+				}
+				publish(5)
+				c := s.get("/", "Last-Event-ID: nobody\r\n")
+				call := <-calls
+				publish(5)
+				for _, e := range log {
+					call.events <- e
+				}
+				publish(300) // the ring forgets the event that CatchUp ended with
+				close(call.events)
+				select {
+				case call = <-calls:
+				case <-time.After(time.Second):
+					t.Fatal("CatchUp was not asked again")
+				}
+				if call.id != log[9].ID {
+					t.Errorf("CatchUp: got ID %q, want that of its own last event, %q", call.id, log[9].ID)
+				}
+				for _, e := range log[10:] {
+					call.events <- e
+				}
+				close(call.events)
+				synctest.Wait()
+				publish(1)
+				var want []string
+				for _, e := range log {
+					want = append(want, e.Data)
+				}
+				c.want(strings.Join(want, " "))
+				if c.lastID() != b.LastEventID() {
+					t.Errorf("last event ID: got %q, want %q", c.lastID(), b.LastEventID())
+				}
+			})
+		})
+	}
+}
+
+// A CatchUp that always yields the same old snapshot is not asked for ever.
+func TestCatchUpWithAnOldIDIsAskedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{History: 10}
+		b.Publish(Event{Data: "0"})
+		asked := yieldAll(b, Event{ID: b.LastEventID(), Data: "snapshot"})
+		for range 300 {
+			b.Publish(Event{Data: "x"})
+		}
+		limit := b.CatchUp
+		b.CatchUp = func(ctx context.Context, id string, topics []string) iter.Seq2[Event, error] {
+			if len(*asked) > 5 {
+				return func(yield func(Event, error) bool) { yield(Event{}, errors.New("asked too often")) }
+			}
+			return limit(ctx, id, topics)
+		}
+		follower := followBroker(t, b, "nobody")
+		synctest.Wait()
+		b.Publish(Event{Data: "1"})
+		follower.want("snapshot 1")
+		if len(*asked) != 1 {
+			t.Errorf("CatchUp was called %d times, want once", len(*asked))
+		}
+	})
+}
+
+func TestClientThatFellOffTheRingIsCaughtUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, history := range []int{10, -1} {
+			b := &Broker{History: history}
+			calls := controlCatchUp(b)
+			loop := followBroker(t, b, "a")
+			call := <-calls
+			call.events <- Event{ID: "b", Data: "b"}
+			call.events <- Event{ID: "c", Data: "c"}
+			close(call.events)
+			loop.want("b c")
+			loop.stall(true)
+			for i := range 300 {
+				if i < 3 { // or it is given many at once
+					synctest.Wait()
+				}
+				b.Publish(Event{ID: fmt.Sprint("id", i), Data: strconv.Itoa(i)})
+			}
+			synctest.Wait()
+			loop.stall(false)
+			call = <-calls
+			synctest.Wait()
+			got := loop.events()
+			last := got[len(got)-1]
+			if call.id != last.ID || len(got) > 10 {
+				t.Errorf("History %d: CatchUp was asked with %q, want %q", history, call.id, last.ID)
+			}
+			first := len(got)
+			for i := first; i < 300; i++ {
+				call.events <- Event{ID: fmt.Sprint("id", i), Data: strconv.Itoa(i)}
+			}
+			close(call.events)
+			synctest.Wait()
+			b.Publish(Event{ID: "last", Data: "last"})
+			synctest.Wait()
+			got = loop.events()
+			if len(got) != 301-first || got[0].Data != strconv.Itoa(first) || got[len(got)-1].Data != "last" {
+				t.Errorf("History %d: got %d events after the %d before, want up to 300 and the last", history, len(got), first)
+			}
+			if got := b.Stats().Gaps; got != 2 && history > 0 {
+				t.Errorf("gaps: got %d, want 2", got)
+			}
+			loop.close()
+		}
+	})
+}
+
+// The last ID is that of the last event that had one.
+func TestGapNamesTheLastIDThatTheClientHas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{History: -1}
+		loop := followBroker(t, b, "")
+		synctest.Wait()
+		loop.stall(true)
+		b.Publish(Event{ID: "first", Data: "first"}) // is what it stalls on
+		synctest.Wait()
+		b.Publish(Event{ID: "second", Data: "second"})
+		synctest.Wait()
+		for range 300 {
+			b.Publish(Event{Data: "x"})
+		}
+		loop.stall(false)
+		synctest.Wait()
+		got := loop.events()
+		if len(got) < 3 || got[2].Type != "gap" || got[2].Data != "second" {
+			t.Errorf("got %.300q, want first, second and a gap after that", fmt.Sprint(got))
+		}
+
+		loop.stall(true)
+		// Pulled together: events with and without an ID.
+		for i := range 100 {
+			if i < 3 {
+				synctest.Wait()
+			}
+			e := Event{Data: "y"}
+			if i < 50 {
+				e.ID = strconv.Itoa(i)
+			}
+			b.Publish(e)
+		}
+		loop.stall(false)
+		synctest.Wait()
+		loop.stall(true)
+		for i := range 300 {
+			if i < 3 {
+				synctest.Wait()
+			}
+			b.Publish(Event{Data: "z"})
+		}
+		synctest.Wait()
+		loop.stall(false)
+		synctest.Wait()
+		i := slices.IndexFunc(loop.events(), func(e pipeBlock) bool { return e.Type == "gap" && e.Data == "49" })
+		if i < 0 {
+			t.Error("after events with and without an ID, the gap does not name the last ID")
+		}
+	})
+}
+
+// Serving clients.
+
+func TestServeAnswersHEADAndKeepsNothing(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{MaxClients: 1}
+		s := serve(t, b)
+		for range 3 {
+			resp := s.do("HEAD", "/", "")
+			if resp.StatusCode != 200 || resp.Header.Get("Content-Type") != "text/event-stream" {
+				t.Errorf("HEAD: got %d, %v", resp.StatusCode, resp.Header)
+			}
+			if err := s.served(); err != nil {
+				t.Errorf("Serve: got %v, want nil", err)
+			}
+		}
+		if got := b.Stats(); got != (Stats{}) || len(b.subs) != 0 {
+			t.Errorf("Stats: got %+v and %d subscriptions, want none", got, len(b.subs))
+		}
+	})
+}
+
+func TestServeHTTPTakesOnlyGETAndHEAD(t *testing.T) {
+	for _, method := range []string{"POST", "PUT", "DELETE", "OPTIONS", "PATCH", "FOO"} {
+		b := &Broker{}
+		w := httptest.NewRecorder()
+		b.ServeHTTP(w, httptest.NewRequest(method, "/", nil))
+		if w.Code != http.StatusMethodNotAllowed || w.Header().Get("Allow") != "GET, HEAD" {
+			t.Errorf("%s: got %d, Allow %q, want 405, GET and HEAD", method, w.Code, w.Header().Get("Allow"))
+		}
+		if ct := w.Header().Get("Content-Type"); ct == "text/event-stream" {
+			t.Errorf("%s: Content-Type is that of a stream", method)
+		}
+	}
+	w := httptest.NewRecorder()
+	(&Broker{}).ServeHTTP(w, httptest.NewRequest("HEAD", "/", nil))
+	if w.Code != http.StatusOK || w.Header().Get("Content-Type") != "text/event-stream" {
+		t.Errorf("HEAD: got %d %v", w.Code, w.Header())
+	}
+}
+
+func TestMaxClients(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		log := &brokerLog{}
+		b := &Broker{MaxClients: 2, Retry: time.Second, Logger: slog.New(log)}
+		s := serve(t, b)
+		followBroker(t, b, "") // does not count
+		s.do("HEAD", "/", "")
+		synctest.Wait()
+		s.served()
+		first, second := s.get("/", ""), s.get("/", "")
+		synctest.Wait()
+		var retries []time.Duration
+		for range 20 {
+			third := s.get("/", "Last-Event-ID: nobody\r\n")
+			synctest.Wait()
+			if third.status != 200 || third.header.Get("Content-Type") != "text/event-stream" || third.ended() != io.EOF {
+				t.Fatalf("one too many: got %d, %v, %v, want 200, a stream and its end", third.status, third.header, third.ended())
+			}
+			if err := s.served(); !errors.Is(err, ErrFull) {
+				t.Errorf("Serve: got %v, want ErrFull", err)
+			}
+			blocks, _ := third.take()
+			if len(blocks) != 1 || blocks[0].HasData {
+				t.Fatalf("one too many: got %+v, want a reconnection time alone", blocks)
+			}
+			retries = append(retries, blocks[0].retry(t))
+		}
+		wantSpread(t, retries, time.Second)
+		if got := log.count(slog.LevelWarn); got != 1 {
+			t.Errorf("warnings: got %d, want 1 for one minute", got)
+		}
+		second.close()
+		time.Sleep(16 * time.Second) // for a keep-alive: Detach notices only then
+		fourth := s.get("/", "")
+		synctest.Wait()
+		b.Publish(Event{Data: "1"})
+		first.want("1")
+		fourth.want("1")
+		if got := b.Stats().Clients; got != 2 {
+			t.Errorf("clients: got %d, want 2", got)
+		}
+	})
+}
+
+// wantSpread checks that the times lie between retry and twice that, and that
+// they differ.
+func wantSpread(t *testing.T, times []time.Duration, retry time.Duration) {
+	t.Helper()
+	low, high := slices.Min(times), slices.Max(times)
+	if low < retry || high >= 2*retry || high-low < retry/4 {
+		t.Errorf("reconnection times: got %v to %v, want them spread over %v to %v", low, high, retry, 2*retry)
+	}
+}
+
+func TestRetryIsToldToEachClient(t *testing.T) {
+	for retry, want := range map[time.Duration]string{
+		0: "3000", -1: "", time.Nanosecond: "1", 1500 * time.Microsecond: "1", time.Minute: "60000",
+	} {
+		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+			b := &Broker{Retry: retry}
+			s := serve(t, b)
+			c := s.get("/", "")
+			synctest.Wait()
+			blocks, _ := c.take()
+			if len(blocks) != 1 || blocks[0].Retry != want || blocks[0].ID != b.LastEventID() || blocks[0].HasData {
+				t.Errorf("Retry %v: got %+v first, want retry %q and the ID", retry, blocks, want)
+			}
+		})
+	}
+}
+
+func TestLastEventIDHeaderWinsOverTheQuery(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{}
+		s := serve(t, b)
+		for _, id := range []string{"1", "2", "3"} {
+			b.Publish(Event{ID: id, Data: id})
+		}
+		s.get("/?lastEventId=1", "Last-Event-ID: 2\r\n").want("3")
+		s.get("/?lastEventId=1", "").want("2 3")
+		s.get("/?lastEventId=1", "Last-Event-ID: \r\n").want("2 3")
+	})
+}
+
+func TestHostileLastEventIDs(t *testing.T) {
+	b := &Broker{}
+	prefix, _, _ := strings.Cut(b.LastEventID(), "-")
+	b.Publish(Event{ID: strings.Repeat("x", 1024), Data: "1"})
+	for _, id := range []string{
+		strings.Repeat("y", 1<<20), strings.Repeat("\xff", 1<<20), strings.Repeat("é", 1<<19),
+		"a\nid: forged\ndata: forged\n\ndata: forged", "a\r\rdata: forged", "\x00", "a\x00b\x1b[31m", "\xff\xfe", "\u2028",
+		prefix + "-", prefix + "--1", prefix + "-+1", prefix + "-99999999999999999999999999", prefix + "-3w5e11264sgsf", prefix + "-01",
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			r := httptest.NewRequest("GET", "/?"+url.Values{"lastEventId": {id}}.Encode(), nil).WithContext(ctx)
+			w := httptest.NewRecorder()
+			if err := b.Serve(w, r); !errors.Is(err, ErrClientLeft) {
+				t.Errorf("Serve with ID %.20q: got %v", id, err)
+			}
+			body := w.Body.String()
+			if len(body) > 16<<10 || !utf8.ValidString(body) {
+				t.Errorf("ID %.20q of %d bytes made a stream of %d bytes, valid UTF-8: %v", id, len(id), len(body), utf8.ValidString(body))
+			}
+			var got []pipeBlock
+			for raw := range strings.SplitSeq(strings.TrimSuffix(body, "\n\n"), "\n\n") {
+				got = append(got, parsePipeBlock(raw))
+			}
+			lines := strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(strings.ToValidUTF8(id, "\ufffd"))
+			if len(got) != 3 || got[1].Type != "gap" || !strings.HasPrefix(lines, got[1].Data) || len(got[1].Data) < min(len(lines), 1000) || got[2].Data != "1" {
+				t.Errorf("ID %.20q: got %.300q, want the preamble, the gap and the event", id, body)
+			}
+		})
+	}
+}
+
+func TestServeEndsWithTheRequestsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		revoked := errors.New("access revoked")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		s := servePipe(t, &http.Server{}, func(w http.ResponseWriter, r *http.Request) error {
+			return b.Serve(w, r.WithContext(ctx))
+		})
+		c := s.get("/", "")
+		c.want("")
+		cancel(revoked)
+		synctest.Wait()
+		if err := s.served(); !errors.Is(err, ErrClientLeft) || !errors.Is(err, revoked) {
+			t.Errorf("Serve: got %v, want ErrClientLeft and the cause", err)
+		}
+		if c.ended() == nil || b.Stats().Clients != 0 {
+			t.Error("the stream goes on")
+		}
+	})
+}
+
+func TestKeepAlives(t *testing.T) {
+	for _, test := range []struct {
+		period, want time.Duration
+	}{{0, 15 * time.Second}, {2 * time.Second, 2 * time.Second}, {time.Hour, time.Hour}} {
+		synctest.Test(t, func(t *testing.T) {
+			b := &Broker{KeepAlive: test.period}
+			s := serveBroker(t, b)
+			c := s.get("/?topic=a", "")
+			synctest.Wait()
+			before := b.LastEventID()
+			comments := func() int {
+				synctest.Wait()
+				blocks, _ := c.take()
+				n := 0
+				for _, block := range blocks {
+					if block.Comment {
+						n++
+					}
+				}
+				return n
+			}
+			for i := range 4 {
+				time.Sleep(test.want - 1)
+				if n := comments(); n != 0 {
+					t.Errorf("KeepAlive %v, %d: got %d comments too early", test.period, i, n)
+				}
+				time.Sleep(time.Nanosecond)
+				if n := comments(); n != 1 {
+					t.Errorf("KeepAlive %v, %d: got %d comments, want 1 after %v", test.period, i, n, test.want)
+				}
+			}
+			if b.LastEventID() != before || b.Stats().Published+b.Stats().Delivered != 0 || b.ring.len() != 0 {
+				t.Errorf("keep-alives took an ID or a place: %q, %+v", b.LastEventID(), b.Stats())
+			}
+			// Not when there are events.
+			for range 20 {
+				time.Sleep(test.want * 2 / 3)
+				b.Publish(Event{Data: "x"}, "a")
+			}
+			if n := comments(); n != 0 {
+				t.Errorf("KeepAlive %v: got %d comments between events", test.period, n)
+			}
+			time.Sleep(test.want)
+			if n := comments(); n != 1 {
+				t.Errorf("KeepAlive %v: got %d comments after the last event, want 1", test.period, n)
+			}
+			// Those of other topics are none of its events.
+			time.Sleep(test.want / 2)
+			b.Publish(Event{Data: "x"}, "b")
+			time.Sleep(test.want / 2)
+			if n := comments(); n != 1 {
+				t.Errorf("KeepAlive %v: got %d comments, want 1 in spite of events of other topics", test.period, n)
+			}
+		})
+	}
+}
+
+func TestNoKeepAlives(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{KeepAlive: -1}
+		s := serve(t, b)
+		c := s.get("/", "")
+		time.Sleep(24 * time.Hour)
+		b.Publish(Event{Data: "1"})
+		c.want("1")
+		if blocks, _ := c.take(); len(blocks) != 2 {
+			t.Errorf("got %+v, want the preamble and the event alone", blocks)
+		}
+	})
+}
+
+// A keep-alive that falls together with events neither hides nor doubles one.
+func TestKeepAlivesAmongEvents(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{KeepAlive: time.Second}
+		s := serve(t, b)
+		c := s.get("/", "")
+		synctest.Wait()
+		var want []string
+		for i := range 300 {
+			time.Sleep([]time.Duration{time.Second, time.Second - 1, time.Second + 1}[i%3])
+			for j := range 1 + i%4 {
+				data := fmt.Sprint(i, "-", j)
+				want = append(want, data)
+				topic := ""
+				if j == 3 {
+					topic, want = "other", want[:len(want)-1]
+				}
+				b.Publish(Event{Data: data}, topic)
+			}
+		}
+		c.want(strings.Join(want, " "))
+	})
+}
+
+func TestDeadPeerIsNoticed(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{}
+		s := serve(t, b)
+		c, other := s.get("/", ""), s.get("/", "")
+		synctest.Wait()
+		c.stall(true)
+		time.Sleep(24 * time.Second) // it did not answer the keep-alive at 15
+		if got := b.Stats().Clients; got != 2 {
+			t.Errorf("clients after 24 s: got %d, want 2", got)
+		}
+		time.Sleep(time.Second + peerLeftTime)
+		synctest.Wait()
+		if got := b.Stats().Clients; got != 1 {
+			t.Errorf("clients after 25 s: got %d, want 1", got)
+		}
+		if err := s.served(); !errors.Is(err, ErrTooSlow) {
+			t.Errorf("Serve: got %v, want ErrTooSlow", err)
+		}
+		other.close()
+		time.Sleep(16 * time.Second) // for a keep-alive: Detach notices only then
+		if err := s.served(); !errors.Is(err, ErrClientLeft) || errors.Is(err, ErrTooSlow) {
+			t.Errorf("Serve: got %v, want ErrClientLeft", err)
+		}
+	})
+}
+
+func TestClientThatDoesNotReadIsCutOff(t *testing.T) {
+	for _, test := range []struct {
+		timeout, want time.Duration
+	}{{0, 10 * time.Second}, {time.Second, time.Second}, {time.Minute, time.Minute}} {
+		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+			b := &Broker{WriteTimeout: test.timeout, KeepAlive: -1}
+			s := serve(t, b)
+			c, other := s.get("/", ""), s.get("/", "")
+			time.Sleep(time.Hour)
+			c.stall(true)
+			synctest.Wait()
+			start := time.Now()
+			b.Publish(Event{Data: "1"})
+			b.Publish(Event{Data: "2"})
+			other.want("1 2")
+			for b.Stats().Clients == 2 && time.Since(start) < 2*test.want {
+				time.Sleep(test.want / 100)
+			}
+			if took := time.Since(start); took < test.want*9/10 || took > test.want*102/100 {
+				t.Errorf("WriteTimeout %v: cut off after %v, want %v", test.timeout, took, test.want)
+			}
+			synctest.Wait()
+			if err := s.served(); !errors.Is(err, ErrTooSlow) {
+				t.Errorf("Serve: got %v, want ErrTooSlow", err)
+			}
+			b.Publish(Event{Data: "3"})
+			other.want("3")
+			c.stall(false)
+			synctest.Wait()
+			if c.ended() == nil {
+				t.Error("its connection is open")
+			}
+			// It comes back and has missed nothing.
+			c = s.get("/", "Last-Event-ID: "+c.lastID()+"\r\n")
+			c.want("1 2 3")
+		})
+	}
+}
+
+func TestWithoutWriteTimeoutNobodyIsCutOff(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{WriteTimeout: -1}
+		s := serve(t, b)
+		c := s.get("/", "")
+		synctest.Wait()
+		c.stall(true)
+		b.Publish(Event{Data: "1"})
+		time.Sleep(time.Hour)
+		b.Publish(Event{Data: "2"})
+		c.stall(false)
+		c.want("1 2")
+	})
+}
+
+func TestClientThatResumesReadingInTimeGetsEverything(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{}
+		s := serve(t, b)
+		c := s.get("/", "")
+		synctest.Wait()
+		var want []string
+		for round := range 5 {
+			c.stall(true)
+			for i := range 150 {
+				data := fmt.Sprint(round, ".", i)
+				want = append(want, data)
+				b.Publish(Event{Data: data})
+			}
+			time.Sleep(9 * time.Second)
+			c.stall(false)
+			synctest.Wait()
+		}
+		c.want(strings.Join(want, " "))
+		if got := b.Stats(); got.Gaps != 0 || got.Delivered != int64(len(want)) {
+			t.Errorf("Stats: got %+v, want %d delivered, no gaps", got, len(want))
+		}
+	})
+}
+
+// Slow over a large event is not dead: the time runs anew for each piece.
+func TestLargeEventOverASlowConnection(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{}
+		s := serve(t, b)
+		c := s.get("/", "")
+		synctest.Wait()
+		large := strings.Repeat("x", 1<<20)
+		c.stall(true)
+		b.Publish(Event{Data: large})
+		b.Publish(Event{Data: "1"})
+		for range 40 {
+			time.Sleep(4 * time.Second)
+			c.read(60_000)
+		}
+		c.stall(false)
+		c.want(large + " 1")
+	})
+}
+
+// Shutdown.
+
+func TestShutdownOfAThousandStreams(t *testing.T) {
+	before := runtime.NumGoroutine()
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{Retry: time.Second}
+		s := serve(t, b)
+		stop := make(chan struct{})
+		s.srv.RegisterOnShutdown(func() {
+			if err := b.Shutdown(t.Context()); err != nil {
+				t.Error(err)
+			}
+			close(stop)
+		})
+		const n = 1000
+		clients := make([]*pipeClient, n)
+		for i := range clients {
+			clients[i] = s.get("/", "")
+		}
+		synctest.Wait()
+		start := time.Now()
+		for i := range 50 {
+			b.Publish(Event{Data: strconv.Itoa(i)})
+		}
+		if err := s.srv.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		<-stop
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("Shutdown took %v, want a second at most", took)
+		}
+		synctest.Wait()
+		var want []string
+		for i := range 50 {
+			want = append(want, strconv.Itoa(i))
+		}
+		var retries []time.Duration
+		for _, c := range clients {
+			c.want(strings.Join(want, " "))
+			if c.ended() != io.EOF {
+				t.Fatalf("a stream ended with %v, want EOF", c.ended())
+			}
+			retries = append(retries, c.blocks[len(c.blocks)-1].retry(t))
+			if err := s.served(); !errors.Is(err, ErrClosed) {
+				t.Fatalf("Serve: got %v, want ErrClosed", err)
+			}
+		}
+		wantSpread(t, retries, time.Second)
+		if distinct := len(slices.Compact(slices.Sorted(slices.Values(retries)))); distinct < 300 {
+			t.Errorf("1,000 clients were told only %d different times", distinct)
+		}
+		if got := b.Stats(); got.Clients != 0 || got.Topics != 1 || got.Delivered != 50*n {
+			t.Errorf("Stats: got %+v, want no client and %d delivered", got, 50*n)
+		}
+	})
+	eventually(t, "no goroutine left", func() bool { return runtime.NumGoroutine() <= before })
+	if t.Failed() {
+		var stacks strings.Builder
+		pprof.Lookup("goroutine").WriteTo(&stacks, 1)
+		t.Log(stacks.String())
+	}
+}
+
+func TestShutdownCutsOffThoseWhoDoNotRead(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{}
+		s := serve(t, b)
+		reader := s.get("/", "")
+		for i := range 10 {
+			c := s.get("/", "")
+			c.stall(i%2 == 0) // from the beginning
+			synctest.Wait()
+			c.stall(true)
+		}
+		for i := range 10 {
+			b.Publish(Event{Data: strconv.Itoa(i)})
+		}
+		synctest.Wait()
+		tooLate := errors.New("too late")
+		ctx, cancel := context.WithTimeoutCause(t.Context(), 500*time.Millisecond, tooLate)
+		defer cancel()
+		shutdown := make(chan error, 1)
+		s.srv.RegisterOnShutdown(func() { shutdown <- b.Shutdown(ctx) })
+		start := time.Now()
+		if err := s.srv.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("the server's Shutdown took %v, want a second at most", took)
+		}
+		if err := <-shutdown; err != tooLate {
+			t.Errorf("Shutdown: got %v, want the cause", err)
+		}
+		reader.want("0 1 2 3 4 5 6 7 8 9")
+		synctest.Wait()
+		for range 11 {
+			if err := s.served(); !errors.Is(err, ErrClosed) {
+				t.Errorf("Serve: got %v, want ErrClosed", err)
+			}
+		}
+		if got := b.Stats().Clients; got != 0 {
+			t.Errorf("clients: got %d, want none", got)
+		}
+	})
+}
+
+func TestShutdownEndsCatchUp(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		log := &brokerLog{}
+		b := &Broker{Logger: slog.New(log)}
+		calls := controlCatchUp(b)
+		s := serve(t, b)
+		c, loop := s.get("/", ""), followBroker(t, b, "")
+		first, second := <-calls, <-calls
+		waiting := s.get("/", "") // nobody receives its call
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := b.Shutdown(ctx); err != context.DeadlineExceeded {
+			t.Errorf("Shutdown: got %v, want DeadlineExceeded", err)
+		}
+		synctest.Wait()
+		if !first.gone || !second.gone || c.ended() == nil || waiting.ended() == nil || loop.ended() == nil {
+			t.Error("CatchUp goes on")
+		}
+		if n := log.count(slog.LevelWarn); n != 0 {
+			t.Errorf("warnings: got %d, want none, since nothing is wrong", n)
+		}
+		for range 2 {
+			if err := s.served(); !errors.Is(err, ErrClosed) {
+				t.Errorf("Serve: got %v, want ErrClosed", err)
+			}
+		}
+	})
+}
+
+// A client that CatchUp is giving its events when Shutdown is called gets all.
+func TestShutdownWaitsForCatchUp(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{}
+		calls := controlCatchUp(b)
+		s := serve(t, b)
+		c := s.get("/", "")
+		call := <-calls
+		b.Publish(Event{Data: "2"})
+		done := make(chan error, 1)
+		go func() { done <- b.Shutdown(t.Context()) }()
+		synctest.Wait()
+		call.events <- Event{Data: "1"}
+		close(call.events)
+		c.want("1 2")
+		if err := <-done; err != nil || c.ended() != io.EOF {
+			t.Errorf("Shutdown: got %v, the stream's end %v", err, c.ended())
+		}
+	})
+}
+
+func TestShutdownTurnsNewClientsAway(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{Retry: time.Minute}
+		s := serve(t, b)
+		b.Publish(Event{Data: "1"})
+		if err := b.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		var retries []time.Duration
+		for range 20 {
+			c := s.get("/", "Last-Event-ID: nobody\r\n")
+			synctest.Wait()
+			if c.status != 200 || c.ended() != io.EOF || len(c.blocks) != 1 || c.blocks[0].HasData {
+				t.Fatalf("got %d, %+v, %v, want 200, a reconnection time and the end", c.status, c.blocks, c.ended())
+			}
+			if err := s.served(); !errors.Is(err, ErrClosed) {
+				t.Errorf("Serve: got %v, want ErrClosed", err)
+			}
+			retries = append(retries, c.blocks[0].retry(t))
+		}
+		wantSpread(t, retries, time.Minute)
+		for _, err := range b.Subscribe(t.Context(), "") {
+			if !errors.Is(err, ErrClosed) {
+				t.Errorf("Subscribe: got %v, want ErrClosed", err)
+			}
+		}
+	})
+}
+
+func TestShutdownTwiceAndOfAZeroBroker(t *testing.T) {
+	var zero Broker
+	for range 3 {
+		if err := zero.Shutdown(t.Context()); err != nil {
+			t.Errorf("Shutdown of a zero Broker: %v", err)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		loop := followBroker(t, b, "")
+		synctest.Wait()
+		loop.stall(true)
+		b.Publish(Event{Data: "1"})
+		for range 2 { // both give up
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			if err := b.Shutdown(ctx); err != context.DeadlineExceeded {
+				t.Errorf("Shutdown: got %v, want DeadlineExceeded", err)
+			}
+			cancel()
+		}
+		done := make(chan error)
+		for range 2 {
+			go func() { done <- b.Shutdown(t.Context()) }()
+		}
+		synctest.Wait()
+		loop.stall(false)
+		loop.want("1")
+		if err := errors.Join(<-done, <-done); err != nil {
+			t.Errorf("Shutdown: %v", err)
+		}
+		if err := loop.ended(); !errors.Is(err, ErrClosed) {
+			t.Errorf("Subscribe: got %v, want ErrClosed", err)
+		}
+	})
+}
+
+func TestShutdownAmongPublishersAndClients(t *testing.T) {
+	for range 20 {
+		b := &Broker{Logger: slog.New(slog.DiscardHandler)}
+		srv := httptest.NewServer(b)
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				for {
+					if err := b.Publish(Event{Data: "x"}); err != nil {
+						if !errors.Is(err, ErrClosed) {
+							t.Error(err)
+						}
+						return
+					}
+				}
+			})
+			wg.Go(func() {
+				for n := 0; ; n++ {
+					var last error
+					for _, err := range b.Subscribe(t.Context(), "") {
+						if last = err; err == nil && n < 3 {
+							break
+						}
+					}
+					if errors.Is(last, ErrClosed) {
+						return
+					} else if last != nil {
+						t.Error(last)
+						return
+					}
+				}
+			})
+			wg.Go(func() {
+				resp, err := http.Get(srv.URL)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer resp.Body.Close()
+				if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		for b.Stats().Delivered < 1000 {
+			runtime.Gosched()
+		}
+		wg.Go(func() {
+			if err := b.Shutdown(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+		wg.Wait()
+		srv.Close()
+		if got := b.Stats(); got.Clients != 0 || got.Subscribers != 0 || got.Topics != 1 {
+			t.Errorf("Stats after Shutdown: got %+v, want nobody", got)
+		}
+	}
+}
+
+// The model of promise 1: random schedules, and what each client may see of them.
+
+var (
+	modelSeeds = flag.Int("model.seeds", 0, "schedules for TestModel to try over each transport; 0: 1,000, or 60 with the race detector")
+	modelFirst = flag.Int64("model.seed", 1, "the first of them")
+)
+
+// TestModel runs random schedules of publishers, clients and restarts, and
+// compares what each client got with what a model of the Broker allows. To run
+// one that failed again: -run TestModel/serve -model.seeds 1 -model.seed N.
+func TestModel(t *testing.T) {
+	seeds := *modelSeeds
+	if seeds == 0 {
+		seeds = 1000
+		if raceEnabled() {
+			seeds = 60
+		}
+	}
+	for _, transport := range modelTransports {
+		t.Run(transport.name, func(t *testing.T) {
+			t.Parallel()
+			for i := range int64(seeds) {
+				seed := *modelFirst + i
+				rnd := rand.New(rand.NewPCG(uint64(seed), 0))
+				schedule := make([]byte, 40+rnd.IntN(300))
+				for i := range schedule {
+					schedule[i] = byte(rnd.Uint32())
+				}
+				func() {
+					finished := false
+					defer func() {
+						if !finished {
+							t.Errorf("the above is the schedule of -model.seed %d", seed)
+						}
+					}()
+					synctest.Test(t, func(t *testing.T) { runModel(t, transport, schedule) })
+					finished = true
+				}()
+			}
+		})
+	}
+}
+
+func FuzzModel(f *testing.F) {
+	for seed := range uint64(8) {
+		rnd := rand.New(rand.NewPCG(seed, 1))
+		schedule := make([]byte, 200)
+		for i := range schedule {
+			schedule[i] = byte(rnd.Uint32())
+		}
+		f.Add(uint8(seed), schedule)
+	}
+	f.Fuzz(func(t *testing.T, transport uint8, schedule []byte) {
+		if len(schedule) > 1000 {
+			return
+		}
+		tr := modelTransports[int(transport)%len(modelTransports)]
+		synctest.Test(t, func(t *testing.T) { runModel(t, tr, schedule) })
+	})
+}
+
+// A modelTransport is a way for a client to get its events. The client's IDs
+// are those of blocks only where it sees blocks.
+type modelTransport struct {
+	name    string
+	blocks  bool // the client sees what is no event
+	connect func(m *model, c *modelClient) modelConn
+}
+
+var modelTransports = []modelTransport{
+	{"serve", true, func(m *model, c *modelClient) modelConn { return m.dial("serve", c) }},
+	{"detach", true, func(m *model, c *modelClient) modelConn { return m.dial("detach", c) }},
+	{"subscribe", false, func(m *model, c *modelClient) modelConn {
+		return newLoop(m.t, m.broker, c.id, modelNames(c.topics)...)
+	}},
+}
+
+// A modelConn is a client's connection.
+type modelConn interface {
+	take() (blocks []pipeBlock, ended error) // what came since the last call
+	stall(bool)                              // stops and resumes reading
+	close()
+	closeAfter(n int) // n more bytes or events
+}
+
+// A modelEvent is an event that was published.
+type modelEvent struct {
+	Event
+	topics uint8
+	at     time.Time
+	size   int
+}
+
+// A model is what the Broker ought to be: a log of all events, of which the
+// ring is the end. A place in the log is the number of events before it. The
+// schedule's bytes decide on all that happens.
+type model struct {
+	t         *testing.T
+	transport modelTransport
+	schedule  []byte
+	catchUp   string // "", "log" or "snapshot"
+	config    Broker // the fields of each Broker
+	explicit  int    // of 4 events so many have an ID of their own
+	crowd     int    // subscribers besides the clients, so that Publish leaves the fan-out to another goroutine
+	clients   []*modelClient
+	listener  *pipeListener
+	dirty     bool // something happened since the last settle
+
+	mu     sync.Mutex // held while publishing, so that the log's order is known
+	log    []modelEvent
+	byData map[string]int // index in the log
+	byID   map[string]int
+	broker *Broker
+	prefix string         // of the IDs that broker assigns
+	base   int            // the place at which broker began
+	forgot int            // the place at which the ring begins
+	bytes  int            // in the ring
+	bases  map[string]int // prefix of each broker to its base
+	fail   int            // CatchUp fails next time after this many events; 0: it does not
+	failed bool           // it did, since the last settle
+	serial int            // of events
+}
+
+// A modelClient is one client over all its connections.
+type modelClient struct {
+	name   string
+	topics uint8
+	query  bool   // names its last event in the query
+	id     string // its last event ID
+	conn   modelConn
+
+	// Of the present connection:
+	came       string // the ID it came with
+	lo, hi     modelMoment
+	fresh      bool // nothing seen yet but the preamble
+	begun      bool // the preamble was seen
+	lost       bool // it came with a place that must be told as a gap
+	posLo, pos int  // its place, as far as is known between these two
+	stalled    bool
+	wasStalled bool // in the time since the last settle
+	drained    bool // it had all there is at the last settle
+	parked     bool // it has been stalled since it was drained: it falls behind at an event of its topics
+	floor      int  // where the ring began when a gap may have been decided on at the earliest
+	leaves     bool // closeAfter was called
+}
+
+// A modelMoment is when a client connected: the earliest or the latest moment
+// that it can have been.
+type modelMoment struct {
+	head, first int  // places: the end of the log, and where the history begins
+	known       bool // the client's ID
+	place       int
+}
+
+func (m *model) next() int {
+	if len(m.schedule) == 0 {
+		return 0
+	}
+	b := m.schedule[0]
+	m.schedule = m.schedule[1:]
+	return int(b)
+}
+
+// errorf reports what went wrong first; the rest would follow from it.
+func (m *model) errorf(format string, args ...any) {
+	m.t.Helper()
+	if !m.t.Failed() {
+		m.t.Errorf(format, args...)
+	}
+}
+
+func runModel(t *testing.T, transport modelTransport, schedule []byte) {
+	m := &model{
+		t: t, transport: transport, schedule: schedule,
+		byData: map[string]int{}, byID: map[string]int{}, bases: map[string]int{},
+		listener: newPipeListener(),
+	}
+	m.config = Broker{
+		History:      []int{0, 1, 3, 20, 300, -1}[m.next()%6],
+		HistoryAge:   []time.Duration{0, 0, 0, 20 * time.Second, 2 * time.Minute}[m.next()%5],
+		HistoryBytes: []int{0, -1, 40, 200, 1000, 10_000}[m.next()%6],
+		Retry:        []time.Duration{0, -1, time.Millisecond}[m.next()%3],
+		KeepAlive:    []time.Duration{0, -1, time.Second}[m.next()%3],
+	}
+	m.catchUp = []string{"", "", "log", "snapshot"}[m.next()%4]
+	m.explicit = []int{0, 2, 4}[m.next()%3]
+	m.crowd = []int{0, 0, 0, 0, 0, 0, 0, fewLive}[m.next()%8]
+	if m.config.History < 0 {
+		m.catchUp = "" // without a history nobody can tell where CatchUp ended
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(m.handle), ErrorLog: pipeQuiet}
+	go srv.Serve(m.listener)
+	defer srv.Close()
+	m.start()
+	for i := range 4 {
+		topics := m.next()
+		m.clients = append(m.clients, &modelClient{
+			name: fmt.Sprintf("client %d", i), topics: uint8(topics%7 + 1), query: topics >= 128,
+		})
+	}
+	for len(m.schedule) > 0 && !t.Failed() {
+		m.step()
+	}
+	m.settle()
+	// In the end everybody is there, and has all there is.
+	m.fail = 0
+	for _, c := range m.clients {
+		if c.leaves && c.conn != nil {
+			c.conn.close()
+		}
+	}
+	m.settle()
+	for _, c := range m.clients {
+		m.reading(c)
+	}
+	m.settle()
+	for _, c := range m.clients {
+		if c.conn == nil { // it was stalled, and its connection had ended long since
+			m.reading(c)
+		}
+	}
+	m.settle()
+	m.publish(7, 0)
+	m.settle()
+	for _, c := range m.clients {
+		if c.conn == nil && !t.Failed() {
+			m.errorf("%s: the stream ended", c.name)
+		}
+	}
+	m.stop()
+}
+
+func (m *model) step() {
+	op := m.next()
+	c := m.clients[op>>4&3]
+	switch op & 15 {
+	case 0, 1, 2, 3:
+		m.publish(uint8(m.next()%7+1), m.next())
+	case 4, 5:
+		m.dirty = true
+		n := m.next()
+		if n > 245 {
+			n = 300
+		} else {
+			n %= 25
+		}
+		var publishers sync.WaitGroup
+		for range 1 + op>>4&1 {
+			topics, kind := uint8(m.next()%7+1), m.next()
+			publishers.Go(func() {
+				for i := range n {
+					m.publish(topics, kind+i*7)
+				}
+			})
+		}
+		if op>>5&1 == 0 {
+			publishers.Wait()
+		} else { // something else happens meanwhile
+			m.step()
+			publishers.Wait()
+		}
+	case 6, 7, 8:
+		if c.conn == nil {
+			m.connect(c, op>>6&1 == 1)
+		}
+	case 9:
+		if c.conn != nil && !c.stalled {
+			c.stalled, c.wasStalled = true, true
+			c.parked = c.drained && !m.dirty
+			c.conn.stall(true)
+		}
+	case 10, 11:
+		m.reading(c)
+	case 12:
+		if c.conn != nil {
+			c.leaves = true
+			c.conn.close()
+		}
+	case 13:
+		if c.conn != nil {
+			c.leaves = true
+			c.conn.closeAfter(m.next() % 100)
+		}
+	case 14:
+		n := m.next()
+		switch {
+		case n < 25:
+			m.restart(n)
+		case n < 50:
+			m.mu.Lock()
+			m.fail = n % 8
+			m.mu.Unlock()
+		case n < 80 && c.conn == nil:
+			// A page that was rendered now, or a client with an odd ID.
+			c.id = []string{m.broker.LastEventID(), "nobody", m.prefix + "zzz", m.prefix + "01", "é"}[n%5]
+		case n < 90 && c.conn == nil:
+			c.id = ""
+		}
+	case 15:
+		m.settle()
+		n := m.next()
+		d := []time.Duration{time.Second, 5 * time.Second, 15 * time.Second, 3 * time.Minute}[n%4]
+		var publisher sync.WaitGroup
+		if n&32 == 0 { // events together with keep-alives
+			topics, kind := uint8(m.next()%7+1), m.next()
+			m.dirty = true
+			publisher.Go(func() {
+				time.Sleep(d)
+				for i := range 1 + n>>6 {
+					m.publish(topics, kind+i*7)
+				}
+			})
+		}
+		time.Sleep(d)
+		publisher.Wait()
+	}
+	if m.next()&1 == 0 {
+		m.settle()
+	} else {
+		m.dirty = true
+	}
+}
+
+// reading makes sure that the client is connected and reads.
+func (m *model) reading(c *modelClient) {
+	if c.conn == nil {
+		m.connect(c, false)
+	}
+	m.read(c)
+}
+
+func (m *model) read(c *modelClient) {
+	if c.conn != nil && c.stalled {
+		c.stalled = false
+		c.conn.stall(false)
+	}
+}
+
+// start makes a new Broker.
+func (m *model) start() {
+	b := &Broker{
+		History: m.config.History, HistoryAge: m.config.HistoryAge, HistoryBytes: m.config.HistoryBytes,
+		Retry: m.config.Retry, KeepAlive: m.config.KeepAlive, Logger: slog.New(slog.DiscardHandler),
+	}
+	switch m.catchUp {
+	case "log":
+		b.CatchUp = m.catchUpLog
+	case "snapshot":
+		b.CatchUp = m.catchUpSnapshot
+	}
+	m.mu.Lock()
+	m.broker = b
+	m.base, m.forgot, m.bytes = len(m.log), len(m.log), 0
+	if m.config.History >= 0 {
+		m.prefix = strings.TrimSuffix(b.LastEventID(), "0")
+		m.bases[m.prefix] = m.base
+	}
+	m.mu.Unlock()
+	for range m.crowd {
+		newLoop(m.t, b, "", modelNames(7)...) // ends with the Broker
+	}
+}
+
+// stop shuts the Broker down. Those who read get all they are owed.
+func (m *model) stop() {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	m.broker.Shutdown(ctx)
+	// Those who do not read were cut off, and a loop that stands still goes on.
+	for _, c := range m.clients {
+		m.read(c)
+	}
+	synctest.Wait()
+	for _, c := range m.clients {
+		if c.conn == nil {
+			continue
+		}
+		owed := !c.wasStalled && !c.leaves
+		m.check(c)
+		if c.conn != nil {
+			m.errorf("%s: the stream is open after Shutdown", c.name)
+			c.conn.close()
+		}
+		if i := m.owed(c.pos, len(m.log), c.topics); owed && i >= 0 && m.catchUp == "" {
+			m.errorf("%s: Shutdown ended its stream at place %d before it had event %q", c.name, c.pos, m.log[i].Data)
+		}
+	}
+}
+
+// restart replaces the Broker with a new one, which in the case of n odd tails
+// the end of a log that it has in common with the old one.
+func (m *model) restart(n int) {
+	m.settle()
+	m.stop()
+	before := m.log[m.base:]
+	m.start()
+	if n&1 == 0 || m.catchUp != "" {
+		return
+	}
+	for _, e := range slices.Clone(before[max(0, len(before)-n):]) {
+		if !strings.HasPrefix(e.ID, "own") {
+			continue
+		}
+		m.publishEvent(e.Event, e.topics)
+	}
+}
+
+// publish publishes a new event.
+func (m *model) publish(topics uint8, kind int) {
+	m.mu.Lock()
+	m.serial++
+	ev := Event{Data: strconv.Itoa(m.serial)}
+	if kind&3 < m.explicit {
+		ev.ID = "own " + ev.Data
+	}
+	switch kind >> 2 & 15 {
+	case 0:
+		ev.Data += "\nsecond line\n"
+	case 1:
+		ev.Type = "other"
+	case 2:
+		ev.Data += strings.Repeat(" long", 100)
+	case 3:
+		if kind>>6 == 0 {
+			ev.Data += strings.Repeat(" very long", 10_000)
+		}
+	case 4: // an event that came before
+		if i := len(m.log) - 1 - kind>>6; i >= m.forgot && m.log[i].ID != "" && m.config.History >= 0 {
+			ev.ID = m.log[i].ID
+			if err := m.broker.Publish(ev, modelNames(topics)...); !errors.Is(err, ErrDuplicateID) {
+				m.errorf("event with the ID of event %d, while the ring begins at %d: got %v, want ErrDuplicateID", i, m.forgot, err)
+			}
+			m.mu.Unlock()
+			return
+		}
+	}
+	m.mu.Unlock()
+	m.publishEvent(ev, topics)
+}
+
+// publishEvent publishes ev and has the model do the same.
+func (m *model) publishEvent(ev Event, topics uint8) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.broker.Publish(ev, modelNames(topics)...); err != nil {
+		if !errors.Is(err, ErrClosed) {
+			m.errorf("Publish: %v", err)
+		}
+		return
+	}
+	text, _ := Event{Type: ev.Type, Data: ev.Data}.AppendText(nil)
+	if m.config.History >= 0 {
+		id := m.broker.LastEventID()
+		if ev.ID != "" && id != ev.ID {
+			m.errorf("LastEventID: got %q, want %q", id, ev.ID)
+		}
+		ev.ID = id
+	}
+	e := modelEvent{ev, topics, time.Now(), len(ev.ID) + len(text)}
+	m.byData[ev.Data], m.byID[ev.ID] = len(m.log), len(m.log)
+	m.log = append(m.log, e)
+	m.bytes += e.size
+	for m.forgot < len(m.log)-1 && m.forgets(m.log[m.forgot]) {
+		m.bytes -= m.log[m.forgot].size
+		m.forgot++
+	}
+}
+
+// forgets reports whether the oldest event in the ring is one too many.
+func (m *model) forgets(oldest modelEvent) bool {
+	n := len(m.log) - m.forgot
+	maxBytes := m.config.HistoryBytes
+	if maxBytes == 0 {
+		maxBytes = 16 << 20
+	}
+	return n > max(m.config.History, 256) && m.config.History != 0 ||
+		n > 10_000 ||
+		m.bytes > maxBytes && maxBytes > 0 ||
+		n > 256 && m.expired(oldest)
+}
+
+func (m *model) expired(e modelEvent) bool {
+	return m.config.HistoryAge > 0 && time.Since(e.at) > m.config.HistoryAge
+}
+
+// place returns the place that an ID stands for in the whole log.
+func (m *model) place(id string) (place int, ok bool) {
+	if i, ok := m.byID[id]; ok && id != "" {
+		return i + 1, true
+	}
+	prefix, number, _ := strings.Cut(id, "-")
+	base, ok := m.bases[prefix+"-"]
+	n, err := strconv.ParseUint(number, 36, 31)
+	if !ok || err != nil || number != strconv.FormatUint(n, 36) || base+int(n) > len(m.log) {
+		return 0, false
+	}
+	return base + int(n), true
+}
+
+// moment returns what a client that connects now with this ID has to expect.
+func (m *model) moment(id string) modelMoment {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := modelMoment{head: len(m.log)}
+	n := m.config.History
+	if n == 0 {
+		n = 10_000
+	}
+	now.first = max(m.forgot, len(m.log)-max(n, 0))
+	for now.first < len(m.log) && m.expired(m.log[now.first]) {
+		now.first++
+	}
+	now.place, now.known = m.place(id)
+	own := strings.HasPrefix(id, m.prefix)
+	if m.config.History < 0 || now.place < m.base || !own && now.place < max(m.forgot, m.base+1) {
+		now.known = false
+	}
+	return now
+}
+
+// owed returns the index of the first event of the topics from place lo up to
+// hi, or -1.
+func (m *model) owed(lo, hi int, topics uint8) int {
+	for i := lo; i < hi; i++ {
+		if m.log[i].topics&topics != 0 {
+			return i
+		}
+	}
+	return -1
+}
+
+func (m *model) connect(c *modelClient, stalled bool) {
+	c.came = c.id
+	c.lo = m.moment(c.id)
+	c.fresh, c.begun, c.stalled, c.wasStalled = true, false, stalled, stalled
+	c.drained, c.parked, c.leaves = false, false, false
+	c.hi = modelMoment{head: -1}
+	c.conn = m.transport.connect(m, c)
+	c.conn.stall(stalled)
+}
+
+// settle waits until nothing happens any more and checks what the clients got.
+func (m *model) settle() {
+	if m.transport.name == "detach" {
+		time.Sleep(peerLeftTime)
+	}
+	synctest.Wait()
+	for _, c := range m.clients {
+		if c.conn != nil {
+			m.check(c)
+		}
+	}
+	m.dirty, m.failed = false, false
+}
+
+// check compares what the client got with the model.
+func (m *model) check(c *modelClient) {
+	if c.hi.head < 0 {
+		c.hi = m.moment(c.came)
+		c.lost = (!c.lo.known || c.lo.place < c.lo.first) && (!c.hi.known || c.hi.place < c.hi.first)
+		c.posLo, c.pos = c.lo.place, c.lo.place
+		c.floor = c.lo.first
+		switch {
+		case m.catchUp != "":
+			c.lost = false
+			if !c.lo.known {
+				place, _ := m.place(c.came)
+				c.posLo, c.pos = place, place
+			}
+		case c.came == "" || c.lost && m.config.History < 0:
+			c.lost = false
+			c.posLo, c.pos = c.lo.head, c.hi.head
+		}
+	}
+	blocks, ended := c.conn.take()
+	for _, block := range blocks {
+		failed := m.t.Failed()
+		m.checkBlock(c, block)
+		if !failed && m.t.Failed() {
+			m.t.Logf("%s, topics %03b, came with %q, had %q; model: places %d to %d, ring from %d to %d, %s; Broker %d %v %d",
+				c.name, c.topics, c.came, c.id, c.posLo, c.pos, m.forgot, len(m.log), m.catchUp,
+				m.config.History, m.config.HistoryAge, m.config.HistoryBytes)
+			return
+		}
+	}
+	if ended != nil {
+		if !c.leaves && !c.wasStalled && !m.failed && !m.broker.isClosed() {
+			m.errorf("%s: the stream ended", c.name)
+		}
+		c.conn.close()
+		c.conn = nil
+		return
+	}
+	c.drained = false
+	if !c.stalled && !c.leaves {
+		c.drained = true
+		if i := m.owed(c.pos, len(m.log), c.topics); i >= 0 {
+			m.errorf("%s, at place %d with ID %q, did not get event %q", c.name, c.pos, c.id, m.log[i].Data)
+		}
+		if c.lost && c.fresh {
+			m.errorf("%s came with %q and was not told of a gap", c.name, c.came)
+		}
+	}
+	if c.drained {
+		c.floor = m.forgot
+	}
+	c.parked = c.parked && c.stalled
+	c.wasStalled = c.stalled
+}
+
+func (m *model) checkBlock(c *modelClient, block pipeBlock) {
+	defer func() {
+		if block.HasID {
+			c.id = block.ID
+		}
+	}()
+	e, isEvent := modelEvent{}, false
+	i, ok := m.byData[block.Data]
+	if ok {
+		e, isEvent = m.log[i], true
+	}
+	switch {
+	case block.Comment:
+	case block.Type == "snapshot" && m.catchUp == "snapshot":
+		place, err := strconv.Atoi(block.Data)
+		if err != nil || place < c.posLo {
+			m.errorf("%s, at place %d, got a snapshot of place %q", c.name, c.posLo, block.Data)
+		}
+		c.fresh, c.posLo, c.pos = false, place, place
+	case block.Type == "gap":
+		m.checkGap(c, block)
+	case !block.HasData:
+		m.checkMark(c, block)
+	case !isEvent || block.Event() != e.Event && block.Event() != (Event{Type: e.Type, Data: e.Data}):
+		m.errorf("%s got %.200q, which was not published; that was %.200q", c.name, block.Raw, fmt.Sprint(e.Event))
+	case e.topics&c.topics == 0:
+		m.errorf("%s got event %q of topics %03b", c.name, e.Data, e.topics)
+	case block.ID != e.ID:
+		m.errorf("%s got event %q with ID %q, want %q", c.name, e.Data, block.ID, e.ID)
+	case c.lost && c.fresh:
+		m.errorf("%s came with %q and got event %q without being told of a gap", c.name, c.came, e.Data)
+	case i < c.posLo:
+		m.errorf("%s, at place %d, got event %q at place %d again or too late", c.name, c.posLo, e.Data, i)
+	case m.owed(c.pos, i, c.topics) >= 0:
+		lost := m.owed(c.pos, i, c.topics)
+		m.errorf("%s, at place %d, got event %q at place %d before or without %q at place %d", c.name, c.pos, e.Data, i, m.log[lost].Data, lost)
+	default:
+		c.fresh, c.posLo, c.pos = false, i+1, i+1
+	}
+}
+
+// checkGap checks that the client had to be told of a gap, then and there.
+func (m *model) checkGap(c *modelClient, block pipeBlock) {
+	fresh := c.fresh
+	c.fresh = false
+	place, known := m.place(block.ID)
+	switch {
+	case m.catchUp != "":
+		m.errorf("%s was told of a gap, in spite of CatchUp", c.name)
+		return
+	case block.Data != c.id && (m.transport.blocks || c.id != ""):
+		m.errorf("%s was told of a gap after %q, want %q", c.name, block.Data, c.id)
+	case m.config.History < 0: // the gap's end is not told
+		if c.posLo >= m.forgot {
+			m.errorf("%s, at place %d, was told of a gap, while the ring begins at %d", c.name, c.posLo, m.forgot)
+		}
+		c.pos = m.forgot
+		return
+	case !known:
+		m.errorf("%s was told of a gap, with the strange ID %q", c.name, block.ID)
+	case fresh && c.came != "" && (!c.hi.known || c.hi.place < c.hi.first) && place <= c.hi.first:
+		if place < c.lo.first {
+			m.errorf("%s came with %q and was told of a gap that ends at %d, before the history, which begins at %d", c.name, c.came, place, c.lo.first)
+		}
+	case place <= c.posLo, place > m.forgot, place < c.floor:
+		m.errorf("%s, at place %d, was told of a gap up to %d, while the ring began between %d and %d", c.name, c.posLo, place, c.floor, m.forgot)
+	case c.parked && m.transport.name != "detach" && m.crowd == 0 && m.owed(c.posLo, place, c.topics) < 0:
+		m.errorf("%s, at place %d, was told of a gap up to %d, in which it missed nothing", c.name, c.posLo, place)
+	}
+	c.parked = false
+	c.posLo, c.pos = place, place
+}
+
+// checkMark checks a block that is no event: the preamble, the last word, or
+// one that renews the client's ID.
+func (m *model) checkMark(c *modelClient, block pipeBlock) {
+	preamble := !c.begun
+	c.begun = true
+	if preamble && c.came == "" && m.catchUp == "" && m.config.History >= 0 && !block.HasID {
+		m.errorf("%s came without an ID and got %q, want one", c.name, block.Raw)
+	}
+	if !block.HasID {
+		return
+	}
+	if preamble && c.came != "" { // its own ID again
+		if block.ID != c.came {
+			m.errorf("%s was told the ID %q at first, want its own, %q", c.name, block.ID, c.came)
+		}
+		return
+	}
+	place, known := m.place(block.ID)
+	if !known || place < c.posLo || m.owed(c.pos, place, c.topics) >= 0 {
+		m.errorf("%s, at place %d to %d, was told that it had all before %q, which is place %d", c.name, c.posLo, c.pos, block.ID, place)
+	}
+	c.posLo, c.pos = place, place
+}
+
+// isClosed reports whether Shutdown was called.
+func (b *Broker) isClosed() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.closed
+}
+
+// catchUpLog yields what a database would: all events after the ID.
+func (m *model) catchUpLog(ctx context.Context, lastEventID string, topics []string) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		m.mu.Lock()
+		i, _ := m.place(lastEventID)
+		fail := m.fail
+		m.fail = 0
+		m.mu.Unlock()
+		for n := 0; ; i++ {
+			m.mu.Lock()
+			if i == len(m.log) {
+				m.mu.Unlock()
+				return
+			}
+			e := m.log[i]
+			m.mu.Unlock()
+			if !slices.ContainsFunc(modelNames(e.topics), func(name string) bool { return slices.Contains(topics, name) }) {
+				continue
+			}
+			if n++; n == fail {
+				m.mu.Lock()
+				m.failed = true
+				m.mu.Unlock()
+				yield(Event{}, errors.New("the database is on fire"))
+				return
+			}
+			if !yield(e.Event, nil) {
+				return
+			}
+		}
+	}
+}
+
+// catchUpSnapshot yields one event that stands for all up to now.
+func (m *model) catchUpSnapshot(context.Context, string, []string) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		m.mu.Lock()
+		place, id := len(m.log), m.broker.LastEventID()
+		m.mu.Unlock()
+		yield(Event{ID: id, Type: "snapshot", Data: strconv.Itoa(place)}, nil)
+	}
+}
+
+func modelNames(topics uint8) (names []string) {
+	for i, name := range []string{"", "a", "b"} {
+		if topics>>i&1 == 1 {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+func (m *model) handle(w http.ResponseWriter, r *http.Request) {
+	topics := r.URL.Query()["topic"]
+	switch r.URL.Path {
+	case "/serve":
+		m.broker.Serve(w, r, topics...)
+	case "/detach":
+		m.broker.Detach(w, r, nil, topics...)
+	}
+}
+
+// dial connects the client over HTTP.
+func (m *model) dial(path string, c *modelClient) modelConn {
+	query := url.Values{"topic": modelNames(c.topics)}
+	header := ""
+	switch {
+	case c.id == "":
+	case c.query:
+		query.Set("lastEventId", c.id)
+	default:
+		header = "Last-Event-ID: " + c.id + "\r\n"
+	}
+	return pipeGet(m.t, m.listener, "/"+path+"?"+query.Encode(), header)
+}
+
+// Reset.
+
+func TestResetTellsEveryClientOfAGap(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{}
+		s := serve(t, b)
+		b.Publish(Event{ID: "1", Data: "1"})
+		live, quiet, loop := s.get("/", ""), s.get("/?topic=quiet", ""), followBroker(t, b, "")
+		stalled := s.get("/", "")
+		synctest.Wait()
+		stalled.stall(true)
+		b.Publish(Event{ID: "2", Data: "2"})
+		b.Publish(Event{Data: "3"})
+		own := b.LastEventID()
+		live.want("2 3")
+		loop.want("2 3")
+		if err := b.Reset("9"); err != nil {
+			t.Fatal(err)
+		}
+		if id := b.LastEventID(); id != "9" {
+			t.Errorf("LastEventID: got %q, want 9", id)
+		}
+		for _, id := range []string{"1", "2"} { // both may come again
+			if err := b.Publish(Event{ID: id, Data: "new" + id}); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := b.Publish(Event{ID: "9", Data: "9"}); !errors.Is(err, ErrDuplicateID) {
+			t.Errorf("event with the ID that Reset was given: got %v, want ErrDuplicateID", err)
+		}
+		live.want("gap:" + own + " new1 new2")
+		loop.want("gap:" + own + " new1 new2")
+		quiet.want("gap:1")
+		stalled.stall(false)
+		got := stalled.events() // some of 2 and 3 were on their way
+		if n := len(got); n < 3 || n > 5 || got[n-3].Type != "gap" || got[n-2].Data != "new1" || got[n-1].Data != "new2" {
+			t.Errorf("stalled client: got %+v, want a gap, new1 and new2 last", got)
+		}
+		followBroker(t, b, "9").want("new1 new2")
+		followBroker(t, b, "1").want("new2")
+		followBroker(t, b, own).want("gap:" + own + " new1 new2")
+		if err := b.Reset(""); err != nil {
+			t.Fatal(err)
+		}
+		followBroker(t, b, "9").want("gap:9")
+		followBroker(t, b, b.LastEventID()).want("")
+		b.Publish(Event{Data: "4"})
+		live.want("gap:2 4")
+	})
+}
+
+func TestResetAsksCatchUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		asked := yieldAll(b, Event{ID: "9", Data: "caught up"})
+		b.Publish(Event{ID: "1", Data: "1"})
+		loop := followBroker(t, b, "1")
+		if err := b.Reset("9"); err != nil {
+			t.Fatal(err)
+		}
+		b.Publish(Event{ID: "10", Data: "10"})
+		loop.want("caught up 10")
+		if !slices.Equal(*asked, []string{"1"}) {
+			t.Errorf("CatchUp was asked for %q, want 1", *asked)
+		}
+	})
+}
+
+func TestResetThatIsRefusedDoesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		b.Publish(Event{Data: "1"})
+		loop := followBroker(t, b, "")
+		id := b.LastEventID()
+		if err := b.Reset(id); !errors.Is(err, ErrDuplicateID) {
+			t.Errorf("Reset to an ID of the Broker's own: got %v, want ErrDuplicateID", err)
+		}
+		if err := b.Reset("a\nb"); err == nil {
+			t.Error("Reset to an ID that cannot be sent: got no error")
+		}
+		if b.LastEventID() != id {
+			t.Error("the history is gone")
+		}
+		b.Publish(Event{Data: "2"})
+		loop.want("2")
+		b.Shutdown(t.Context())
+		if err := b.Reset("9"); !errors.Is(err, ErrClosed) {
+			t.Errorf("Reset after Shutdown: got %v, want ErrClosed", err)
+		}
+	})
+}
+
+// Detach. What it has in common with Serve is tested with Serve.
+
+func TestDetachReturnsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{MaxClients: 1, Logger: slog.New(slog.DiscardHandler)}
+		s := newPipeServer(t, &http.Server{})
+		var returned, dones atomic.Int64
+		s.serve(func(w http.ResponseWriter, r *http.Request) {
+			b.Detach(w, r, func(err error) {
+				dones.Add(1)
+				s.done(err)
+			})
+			returned.Add(1)
+		})
+		c := s.get("/", "")
+		c.want("")
+		if returned.Load() != 1 || dones.Load() != 0 || b.Stats().Clients != 1 {
+			t.Errorf("got %d returns, %d calls of done and %d clients, want 1, 0 and 1", returned.Load(), dones.Load(), b.Stats().Clients)
+		}
+		b.Publish(Event{Data: "1"})
+		c.want("1")
+		second := s.get("/", "")
+		if second.ended() != io.EOF || !errors.Is(s.served(), ErrFull) {
+			t.Errorf("one too many: got %v, want EOF and ErrFull", second.ended())
+		}
+		c.close()
+		b.Publish(Event{Data: "2"})
+		if err := s.served(); !errors.Is(err, ErrClientLeft) {
+			t.Errorf("done: got %v, want ErrClientLeft", err)
+		}
+		if got := b.Stats().Clients; got != 0 {
+			t.Errorf("clients: got %d, want none", got)
+		}
+		s.do("HEAD", "/", "")
+		if err := s.served(); err != nil {
+			t.Errorf("done after HEAD: got %v, want nil", err)
+		}
+		if err := b.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		s.get("/", "")
+		if err := s.served(); !errors.Is(err, ErrClosed) {
+			t.Errorf("done after Shutdown: got %v, want ErrClosed", err)
+		}
+		if dones.Load() != returned.Load() {
+			t.Errorf("calls of done: got %d, want %d", dones.Load(), returned.Load())
+		}
+	})
+}
+
+func TestDetachServesWhereItCannotTakeOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var reason error
+		returned := make(chan struct{})
+		w := httptest.NewRecorder()
+		go func() {
+			defer close(returned)
+			b.Detach(w, httptest.NewRequest("GET", "/", nil).WithContext(ctx), func(err error) { reason = err })
+		}()
+		synctest.Wait()
+		b.Publish(Event{Data: "1"})
+		synctest.Wait()
+		cancel()
+		<-returned
+		if !errors.Is(reason, ErrClientLeft) || !strings.Contains(w.Body.String(), "data: 1\n\n") {
+			t.Errorf("got %q and %v, want the event and ErrClientLeft", w.Body, reason)
+		}
+	})
+}
+
+func TestDetachKeepsTheProgramsHeaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		s := newPipeServer(t, &http.Server{})
+		s.serve(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Cache-Control", "no-store")
+			w.Header().Add("Set-Cookie", "a=1")
+			w.Header().Add("Set-Cookie", "b=2")
+			w.Header().Set("X-Mine", "1\r\nX-Forged: 1")
+			b.Detach(w, r, nil)
+		})
+		defer b.Shutdown(t.Context())
+		c := s.get("/", "")
+		c.want("")
+		for name, want := range map[string]string{
+			"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Forged": "",
+		} {
+			if got := c.header.Get(name); got != want {
+				t.Errorf("%s: got %q, want %q", name, got, want)
+			}
+		}
+		if got := c.header.Values("Set-Cookie"); c.status != 200 || !slices.Equal(got, []string{"a=1", "b=2"}) {
+			t.Errorf("got %d and cookies %q", c.status, got)
+		}
+	})
+}
+
+// Over a socket of the system, a client that does not read gets everything as
+// soon as it does, and one that has nothing to do needs no goroutine.
+func TestDetachOverTCP(t *testing.T) {
+	b := &Broker{WriteTimeout: time.Minute, HistoryBytes: -1, Logger: slog.New(slog.DiscardHandler)}
+	reasons := make(chan error, 100)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b.Detach(w, r, func(err error) { reasons <- err })
+	}))
+	defer srv.Close()
+	goroutines := runtime.NumGoroutine()
+	const n = 50
+	conns := make([]net.Conn, n)
+	streams := make([]*Decoder, n)
+	for i := range conns {
+		conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns[i], streams[i] = conn, NewDecoder(resp.Body)
+	}
+	b.Publish(Event{Data: "hello"})
+	for i, stream := range streams {
+		if e, err := stream.Decode(); e.Data != "hello" || err != nil {
+			t.Fatalf("client %d: got %+v, %v", i, e, err)
+		}
+	}
+	eventually(t, "no goroutine for an idle client", func() bool { return runtime.NumGoroutine() <= goroutines+2 })
+
+	// More than the system takes for those who do not read.
+	const events = 300
+	for i := range events {
+		b.Publish(Event{Data: fmt.Sprint(i, strings.Repeat(" data", 10_000))})
+	}
+	for i, stream := range streams[:10] {
+		for j := range events {
+			e, err := stream.Decode()
+			if got, _, _ := strings.Cut(e.Data, " "); got != strconv.Itoa(j) || err != nil || len(e.Data) < 50_000 {
+				t.Fatalf("client %d: got event %.20q of %d bytes, %v, want event %d", i, e.Data, len(e.Data), err, j)
+			}
+		}
+	}
+	for _, conn := range conns[10:] {
+		conn.Close()
+	}
+	for range conns[10:] {
+		if err := <-reasons; !errors.Is(err, ErrClientLeft) {
+			t.Errorf("done: got %v, want ErrClientLeft", err)
+		}
+	}
+	shutdown := make(chan error)
+	go func() { shutdown <- b.Shutdown(t.Context()) }()
+	for i, stream := range streams[:10] {
+		if e, err := stream.Decode(); err != io.EOF || stream.Retry() < 3*time.Second {
+			t.Errorf("client %d at the end: got %+v, %v, want EOF and a reconnection time", i, e, err)
+		}
+	}
+	if err := <-shutdown; err != nil {
+		t.Error(err)
+	}
+	for range streams[:10] {
+		if err := <-reasons; !errors.Is(err, ErrClosed) {
+			t.Errorf("done: got %v, want ErrClosed", err)
+		}
+	}
+	eventually(t, "no goroutine left", func() bool { return runtime.NumGoroutine() <= goroutines })
+}
+
+// eventually waits until something holds that other goroutines are about to see
+// to, where there is no fake time.
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !holds(); runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Errorf("waited in vain for: %s", what)
+			return
+		}
+	}
+}
+
+// Any net/http server.
+
+// A stream outlives each timeout of the server, over each version of HTTP.
+func TestServerTimeoutsDoNotEndAStream(t *testing.T) {
+	for _, test := range []struct {
+		name         string
+		useTLS, old  bool
+		http1, http2 bool
+	}{
+		{name: "HTTP1.0", http1: true, old: true},
+		{name: "HTTP1.1", http1: true},
+		{name: "HTTP1.1 over TLS", http1: true, useTLS: true},
+		{name: "HTTP2", http2: true},
+		{name: "HTTP2 over TLS", http2: true, useTLS: true},
+	} {
+		for _, way := range []string{"Serve", "Serve wrapped", "Detach"} {
+			t.Run(test.name+","+way, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					b := &Broker{KeepAlive: 5 * time.Second, WriteTimeout: 2 * time.Second}
+					defer b.Shutdown(t.Context())
+					handler := func(w http.ResponseWriter, r *http.Request) {
+						switch way {
+						case "Serve":
+							b.ServeHTTP(w, r)
+						case "Serve wrapped":
+							b.ServeHTTP(&unwrapper{w}, r)
+						case "Detach":
+							b.Detach(w, r, nil)
+						}
+					}
+					listener := newPipeListener()
+					server := httptest.NewUnstartedServer(http.HandlerFunc(handler))
+					server.Listener.Close()
+					server.Listener = listener
+					protocols := new(http.Protocols)
+					protocols.SetHTTP1(test.http1)
+					protocols.SetHTTP2(test.http2 && test.useTLS)
+					protocols.SetUnencryptedHTTP2(test.http2 && !test.useTLS)
+					server.Config.Protocols = protocols
+					server.Config.ReadTimeout = time.Second
+					server.Config.WriteTimeout = time.Second
+					server.Config.IdleTimeout = time.Second
+					server.EnableHTTP2 = test.http2
+					if test.useTLS {
+						server.StartTLS()
+					} else {
+						server.Start()
+					}
+					defer server.Close()
+					transport := server.Client().Transport.(*http.Transport).Clone()
+					transport.Protocols = protocols
+					transport.DialContext = func(context.Context, string, string) (net.Conn, error) { return listener.dial() }
+					defer transport.CloseIdleConnections()
+
+					var body io.ReadCloser
+					if test.old {
+						conn, _ := listener.dial()
+						fmt.Fprint(conn, "GET / HTTP/1.0\r\n\r\n")
+						resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+						if err != nil {
+							t.Fatal(err)
+						}
+						body = struct {
+							io.Reader
+							io.Closer
+						}{resp.Body, conn} // closing the body would wait for a read
+					} else {
+						resp, err := transport.RoundTrip(httptest.NewRequest("GET", server.URL+"/", nil).WithContext(t.Context()))
+						if err != nil {
+							t.Fatal(err)
+						}
+						if want := map[bool]int{false: 1, true: 2}[test.http2]; resp.ProtoMajor != want || (resp.TLS != nil) != test.useTLS {
+							t.Fatalf("got HTTP/%d, TLS %v", resp.ProtoMajor, resp.TLS != nil)
+						}
+						body = resp.Body
+					}
+					defer body.Close()
+					var got []string
+					var mu sync.Mutex
+					go func() {
+						for e, err := range NewDecoder(body).All() {
+							mu.Lock()
+							got = append(got, e.Data)
+							if err != nil {
+								got = append(got, err.Error())
+							}
+							mu.Unlock()
+						}
+					}()
+					var want []string
+					for i := range 8 {
+						time.Sleep(time.Duration(i) * 1100 * time.Millisecond)
+						b.Publish(Event{Data: strconv.Itoa(i)})
+						want = append(want, strconv.Itoa(i))
+						synctest.Wait()
+					}
+					mu.Lock()
+					defer mu.Unlock()
+					if !slices.Equal(got, want) {
+						t.Errorf("got %q, want %q", got, want)
+					}
+				})
+			})
+		}
+	}
+}
+
+// An unwrapper is what middleware makes of a ResponseWriter.
+type unwrapper struct{ http.ResponseWriter }
+
+func (w *unwrapper) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// A noFlusher lets nobody flush.
+type noFlusher struct{ http.ResponseWriter }
+
+func TestServeWhereNoStreamIsPossible(t *testing.T) {
+	for name, middleware := range map[string]func(http.Handler) http.Handler{
+		"*sse.noFlusher": func(h http.Handler) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.ServeHTTP(&noFlusher{w}, r) })
+		},
+		"*http.timeoutWriter": func(h http.Handler) http.Handler { return http.TimeoutHandler(h, time.Hour, "") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			log := &brokerLog{}
+			b := &Broker{Logger: slog.New(log)}
+			b.Publish(Event{Data: "1"})
+			var served error
+			w := httptest.NewRecorder()
+			for range 3 {
+				w = httptest.NewRecorder()
+				middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					served = b.Serve(w, r)
+				})).ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+			}
+			if w.Code != 500 || !strings.Contains(w.Body.String(), name) || strings.Contains(w.Body.String(), "data") ||
+				w.Header().Get("Content-Type") == "text/event-stream" {
+				t.Errorf("got %d, %v, %q, want 500 and the name of the type", w.Code, w.Header(), w.Body)
+			}
+			if !errors.Is(served, http.ErrNotSupported) || !strings.Contains(served.Error(), name) {
+				t.Errorf("Serve: got %v, want ErrNotSupported and the name of the type", served)
+			}
+			if got := log.count(slog.LevelWarn); got != 1 {
+				t.Errorf("warnings: got %d, want 1 for one minute", got)
+			}
+			if got := b.Stats(); got.Clients != 0 || len(b.subs) != 0 {
+				t.Errorf("clients: got %d, want none", got.Clients)
+			}
+		})
+	}
+}
+
+func TestServeKeepsTheProgramsHeaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		s := servePipe(t, &http.Server{}, func(w http.ResponseWriter, r *http.Request) error {
+			w.Header().Set("Cache-Control", "no-store")
+			w.Header().Set("X-Mine", "1")
+			return b.Serve(w, r)
+		})
+		c := s.get("/", "")
+		c.want("") // before any event
+		for name, want := range map[string]string{
+			"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Mine": "1", "X-Accel-Buffering": "no",
+		} {
+			if got := c.header.Get(name); got != want {
+				t.Errorf("%s: got %q, want %q", name, got, want)
+			}
+		}
+	})
+}
+
+// Costs.
+
+// A discarder is a ResponseWriter that counts flushes. It lets them wait at a
+// gate, if it has one.
+type discarder struct {
+	header  http.Header
+	gate    *pipeGate
+	flushed func()
+	flushes atomic.Int64
+}
+
+func (d *discarder) Header() http.Header         { return d.header }
+func (d *discarder) WriteHeader(int)             {}
+func (d *discarder) Write(p []byte) (int, error) { return len(p), nil }
+func (d *discarder) FlushError() error {
+	if d.gate != nil {
+		d.gate.wait()
+	}
+	d.flushes.Add(1)
+	if d.flushed != nil {
+		d.flushed()
+	}
+	return nil
+}
+func (d *discarder) SetReadDeadline(time.Time) error  { return nil }
+func (d *discarder) SetWriteDeadline(time.Time) error { return nil }
+
+// discardClients serves n clients, and returns a function that publishes an
+// event and waits until each of them has got it. Each is then live again.
+func discardClients(t testing.TB, b *Broker, n int, topics ...string) (publish func()) {
+	var left atomic.Int64
+	all := make(chan struct{}, 1)
+	flushed := func() {
+		if left.Add(-1) == 0 {
+			all <- struct{}{}
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	for range n {
+		go b.Serve(&discarder{header: http.Header{}, flushed: flushed}, httptest.NewRequest("GET", "/", nil).WithContext(ctx), topics...)
+	}
+	for live := 0; live < n; runtime.Gosched() {
+		b.mu.Lock()
+		if t := b.topics[distinct(topics)[0]]; t != nil {
+			live = len(t.live)
+		}
+		b.mu.Unlock()
+	}
+	return func() {
+		left.Store(int64(n))
+		b.Publish(Event{Data: "some data that says something"}, topics...)
+		<-all
+	}
+}
+
+// mallocs returns how many objects f allocates in one run, in all goroutines.
+// Those that have nothing to do with f disturb some measurements, but not all.
+func mallocs(f func()) float64 {
+	const runs = 100
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // it would empty pools
+	for range 300 {                                  // until the ring has its size
+		f()
+	}
+	least := math.Inf(1)
+	for range 5 {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		for range runs {
+			f()
+		}
+		runtime.ReadMemStats(&after)
+		least = min(least, float64(after.Mallocs-before.Mallocs)/runs)
+	}
+	return least
+}
+
+func TestDeliveryAllocatesNothing(t *testing.T) {
+	if raceEnabled() {
+		t.Skip("the race detector has sync.Pool drop what it holds")
+	}
+	objects := func(serve func(b *Broker) (publish func())) float64 {
+		b := &Broker{History: 100, Logger: slog.New(slog.DiscardHandler)}
+		defer b.Shutdown(t.Context())
+		return mallocs(serve(b))
+	}
+	nobody := objects(func(b *Broker) func() {
+		return func() { b.Publish(Event{Data: "some data that says something"}) }
+	})
+	one := objects(func(b *Broker) func() { return discardClients(t, b, 1) })
+	many := objects(func(b *Broker) func() { return discardClients(t, b, 1000) })
+	loop := objects(func(b *Broker) func() {
+		got := make(chan struct{})
+		start := b.LastEventID()
+		go func() {
+			for _, err := range b.Subscribe(t.Context(), start) {
+				if err == nil {
+					got <- struct{}{}
+				}
+			}
+		}()
+		return func() {
+			b.Publish(Event{Data: "some data that says something"})
+			<-got
+		}
+	})
+	t.Logf("objects for one event to nobody, 1 client, 1,000 clients, 1 loop: %.2f, %.2f, %.2f, %.2f", nobody, one, many, loop)
+	if one > nobody+0.5 || loop > nobody+0.5 {
+		t.Errorf("objects for one event: got %.2f to a client, %.2f to a loop, %.2f to nobody", one, loop, nobody)
+	}
+	// One that is slow to wake up may need a new buffer now and then.
+	if many > nobody+10 {
+		t.Errorf("objects for one event: got %.2f to 1,000 clients, %.2f to nobody", many, nobody)
+	}
+	if nobody > 6.5 {
+		t.Errorf("objects for one event to nobody: got %.2f, want 6 at most", nobody)
+	}
+}
+
+func TestBurstLeavesInTwoFlushes(t *testing.T) {
+	for _, burst := range []int{2, 16, 100} {
+		synctest.Test(t, func(t *testing.T) {
+			b := &Broker{}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			d := &discarder{header: http.Header{}, gate: &pipeGate{}}
+			d.gate.init()
+			go b.Serve(d, httptest.NewRequest("GET", "/", nil).WithContext(ctx))
+			synctest.Wait()
+			for range 3 {
+				d.gate.set(true)
+				before := d.flushes.Load()
+				for range burst {
+					b.Publish(Event{Data: "x"})
+				}
+				synctest.Wait()
+				d.gate.set(false)
+				synctest.Wait()
+				if n := d.flushes.Load() - before; n < 1 || n > 2 {
+					t.Errorf("%d events: got %d flushes, want 2 at most", burst, n)
+				}
+			}
+			if got := b.Stats().Delivered; got != int64(3*burst) {
+				t.Errorf("delivered: got %d, want %d", got, 3*burst)
+			}
+		})
+	}
+}
+
+func TestServeNeedsNoGoroutineOfItsOwn(t *testing.T) {
+	b := &Broker{Logger: slog.New(slog.DiscardHandler)}
+	before := runtime.NumGoroutine()
+	publish := discardClients(t, b, 200)
+	for range 10 {
+		publish()
+	}
+	if n := runtime.NumGoroutine() - before; n > 200 {
+		t.Errorf("goroutines of 200 clients, handlers included: got %d", n)
+	}
+}
+
+// Figures and logs.
+
+func TestStats(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{Logger: slog.New(slog.DiscardHandler)}
+		s := serveBroker(t, b)
+		want := Stats{}
+		check := func(what string) {
+			t.Helper()
+			synctest.Wait()
+			if got := b.Stats(); got != want {
+				t.Errorf("%s: got %+v\nwant %+v", what, got, want)
+			}
+		}
+		check("zero")
+		start := b.LastEventID()
+		b.Publish(Event{Data: "1"})
+		b.Publish(Event{Data: "2"}, "a")
+		want.Published, want.Topics = 2, 2
+		check("published")
+		b.Publish(Event{ID: "a\n"})
+		b.Publish(Event{ID: b.LastEventID()})
+		check("refused")
+
+		s.get("/?topic=a&topic=b", "")
+		followBroker(t, b, "")
+		want.Clients, want.Subscribers, want.Topics = 1, 1, 3
+		check("two came")
+		b.Publish(Event{Data: "3"}, "a", "b", "")
+		want.Published, want.Delivered = 3, 2
+		check("delivered")
+		back := s.get("/?topic=a&topic=b&topic=", "Last-Event-ID: "+start+"\r\n")
+		want.Clients, want.Delivered, want.Replayed = 2, 5, 3
+		check("replayed")
+		b.Publish(Event{Data: "4"}, "a", "b")
+		want.Published, want.Delivered = 4, 7
+		check("live after a replay")
+		back.close()
+		want.Clients = 1
+		check("one left")
+
+		s.get("/?topic=c", "Last-Event-ID: nobody\r\n")
+		followBroker(t, b, "nobody", "c")
+		want.Clients, want.Subscribers, want.Topics = 2, 2, 4
+		want.Gaps, want.Delivered = 2, 9
+		check("gaps")
+
+		slow := followBroker(t, b, "", "c")
+		synctest.Wait()
+		slow.stall(true)
+		for range 5 {
+			b.Publish(Event{Data: "5"}, "c")
+			synctest.Wait()
+		}
+		slow.stall(false)
+		want.Published, want.FellBehind, want.Subscribers = 9, 1, 3
+		want.Delivered += 15
+		check("fell behind")
+	})
+}
+
+func TestDeliveredDoesNotCountWhatIsNoEventOfCatchUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		yieldAll(b, Event{Data: "1"}, Event{Data: "2"})
+		followBroker(t, b, "").want("1 2")
+		if got := b.Stats(); got.Delivered != 2 || got.Replayed != 0 || got.Gaps != 0 {
+			t.Errorf("got %+v, want 2 delivered", got)
+		}
+	})
+}
+
+// A brokerLog is a handler that keeps the records.
+type brokerLog struct {
+	mu      sync.Mutex
+	records []slog.Record
+}
+
+func (l *brokerLog) Enabled(context.Context, slog.Level) bool { return true }
+func (l *brokerLog) WithAttrs([]slog.Attr) slog.Handler       { return l }
+func (l *brokerLog) WithGroup(string) slog.Handler            { return l }
+func (l *brokerLog) Handle(_ context.Context, r slog.Record) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.records = append(l.records, r)
+	return nil
+}
+
+func (l *brokerLog) count(level slog.Level) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range l.records {
+		if r.Level == level {
+			n++
+		}
+	}
+	return n
+}
+
+func TestLogTellsOfClientsAtDebug(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		log := &brokerLog{}
+		b := &Broker{Logger: slog.New(log)}
+		s := serve(t, b)
+		c := s.get("/?topic=a", "")
+		synctest.Wait()
+		if got := log.count(slog.LevelDebug); got != 1 {
+			t.Errorf("records at level Debug when a client came: got %d, want 1", got)
+		}
+		b.Publish(Event{Data: "1"}, "a")
+		c.want("1")
+		c.close()
+		time.Sleep(16 * time.Second) // for a keep-alive: Detach notices only then
+		synctest.Wait()
+		if got := log.count(slog.LevelDebug); got != 2 || len(log.records) != 2 {
+			t.Errorf("records when it has left: got %d at level Debug of %d, want 2 of 2", got, len(log.records))
+		}
+		var reason error
+		log.records[1].Attrs(func(a slog.Attr) bool {
+			if a.Key == "reason" {
+				reason, _ = a.Value.Any().(error)
+			}
+			return true
+		})
+		if !errors.Is(reason, ErrClientLeft) {
+			t.Errorf("reason in the log: got %v, want ErrClientLeft", reason)
+		}
+	})
+}
+
+func TestWarningsComeAtMostOnceAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := &brokerLog{}
+		b := &Broker{MaxClients: 1, Logger: slog.New(log)}
+		s := serveBroker(t, b)
+		s.get("/", "")
+		synctest.Wait()
+		turnedAway := func(want int) {
+			t.Helper()
+			for range 5 {
+				s.get("/", "")
+				synctest.Wait()
+			}
+			if got := log.count(slog.LevelWarn); got != want {
+				t.Errorf("warnings: got %d, want %d", got, want)
+			}
+		}
+		turnedAway(1)
+		time.Sleep(59 * time.Second)
+		turnedAway(1)
+		time.Sleep(time.Second)
+		turnedAway(2)
+	})
+}
+
+// The Logger may publish what it is given.
+func TestLoggerMayUseTheBroker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{MaxClients: 1}
+		b.Logger = slog.New(slog.NewTextHandler(publishWriter{b}, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		s := serveBroker(t, b)
+		follower := followBroker(t, b, "", "log")
+		s.get("/", "")
+		synctest.Wait()
+		s.get("/", "")
+		synctest.Wait()
+		if got := len(follower.events()); got != 3 { // one came, one was turned away, and a warning
+			t.Errorf("records: got %d, want 3", got)
+		}
+	})
+}
+
+type publishWriter struct{ b *Broker }
+
+func (w publishWriter) Write(p []byte) (int, error) {
+	return len(p), w.b.Publish(Event{Data: string(p)}, "log")
+}
+
+// Subscribe.
+
+func TestSubscribe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		events := []Event{
+			{ID: "1", Type: "type", Data: "data"}, {ID: "2", Data: "two\nlines\n"}, {ID: "3"}, {ID: "4", Data: "x", Retry: time.Second},
+			{ID: "5", Data: "data: x\ndata: y\n\n"}, {ID: "6", Type: "data: ", Data: "\n"},
+		}
+		for _, e := range events {
+			b.Publish(e)
+		}
+		b.Publish(Event{Retry: time.Minute})
+		i := 0
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		for e, err := range b.Subscribe(ctx, b.prefix+"0") {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if i == len(events) {
+				if e.Retry != time.Minute || e.Data != "" {
+					t.Errorf("got %+v, want the reconnection time", e)
+				}
+				break
+			}
+			if e != events[i] {
+				t.Errorf("got %+v, want %+v", e, events[i])
+			}
+			i++
+		}
+	})
+}
+
+func TestSubscribeBeginsWithTheNextEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		b.Publish(Event{Data: "1"})
+		events := b.Subscribe(t.Context(), "")
+		b.Publish(Event{Data: "2"}) // the subscription begins with the loop
+		if got := b.Stats().Subscribers; got != 0 {
+			t.Errorf("subscribers before the loop: got %d, want none", got)
+		}
+		go func() {
+			synctest.Wait()
+			b.Publish(Event{Data: "3"})
+		}()
+		for e := range events {
+			if e.Data != "3" {
+				t.Errorf("got %+v, want event 3", e)
+			}
+			break
+		}
+	})
+}
+
+func TestSubscribeEndsWhenTheLoopDoes(t *testing.T) {
+	b := &Broker{}
+	start := b.LastEventID()
+	b.Publish(Event{Data: "1"}, "a")
+	b.Publish(Event{Data: "2"}, "a")
+	events := b.Subscribe(t.Context(), start, "a", "b")
+	for range 2 { // and may begin anew
+		for e, err := range events {
+			if e.Data != "1" || err != nil {
+				t.Errorf("got %+v, %v", e, err)
+			}
+			if got := b.Stats().Subscribers; got != 1 {
+				t.Errorf("subscribers in the loop: got %d, want 1", got)
+			}
+			break
+		}
+		if got := b.Stats(); got.Subscribers != 0 || got.Topics != 1 || len(b.subs) != 0 {
+			t.Errorf("after the loop: got %+v, want no subscriber, and the topic of the events", got)
+		}
+	}
+	func() {
+		defer func() { recover() }()
+		for range events {
+			panic("in the loop")
+		}
+	}()
+	if got := b.Stats().Subscribers; got != 0 {
+		t.Errorf("subscribers after a panic: got %d, want none", got)
+	}
+}
+
+func TestSubscribeEndsWithItsContext(t *testing.T) {
+	cause := errors.New("enough")
+	for _, when := range []string{"before", "idle", "stalled", "in a replay"} {
+		t.Run(when, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := &Broker{}
+				start := b.LastEventID()
+				ctx, cancel := context.WithCancelCause(t.Context())
+				defer cancel(nil)
+				if when == "before" {
+					cancel(cause)
+				}
+				if when == "in a replay" {
+					for range 1000 {
+						b.Publish(Event{Data: "x"})
+					}
+				}
+				n, last := 0, error(nil)
+				done := make(chan bool)
+				go func() {
+					defer close(done)
+					for e, err := range b.Subscribe(ctx, start) {
+						if last != nil {
+							t.Errorf("got %+v, %v after %v", e, err, last)
+						}
+						if err == nil {
+							n++
+						} else if e != (Event{}) {
+							t.Errorf("got %+v with the error", e)
+						}
+						last = err
+						switch when {
+						case "stalled":
+							synctest.Wait()
+							for range 10 {
+								b.Publish(Event{Data: "y"})
+							}
+							cancel(cause)
+						case "in a replay":
+							cancel(cause)
+						}
+					}
+				}()
+				synctest.Wait()
+				switch when {
+				case "idle":
+					cancel(cause)
+				case "stalled":
+					b.Publish(Event{Data: "x"})
+				}
+				<-done
+				if !errors.Is(last, cause) || n > 1 {
+					t.Errorf("got %d events and %v, want one at most and the cause", n, last)
+				}
+				if got := b.Stats().Subscribers; got != 0 {
+					t.Errorf("subscribers: got %d, want none", got)
+				}
+			})
+		})
+	}
+}
+
+func TestSubscribeDrainsBeforeErrClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		loop := followBroker(t, b, "")
+		synctest.Wait()
+		loop.stall(true)
+		var want []string
+		for i := range 1000 {
+			b.Publish(Event{Data: strconv.Itoa(i)})
+			want = append(want, strconv.Itoa(i))
+		}
+		done := make(chan error, 1)
+		go func() { done <- b.Shutdown(t.Context()) }()
+		synctest.Wait()
+		loop.stall(false)
+		loop.want(strings.Join(want, " "))
+		if err := loop.ended(); err != ErrClosed {
+			t.Errorf("Subscribe: got %v, want ErrClosed", err)
+		}
+		if err := <-done; err != nil {
+			t.Errorf("Shutdown: %v", err)
+		}
+	})
+}
+
+// A loop may publish to its own topic.
+func TestSubscribeLoopMayUseTheBroker(t *testing.T) {
+	b := &Broker{}
+	start := b.LastEventID()
+	b.Publish(Event{Data: "1"})
+	n := 1
+	for e, err := range b.Subscribe(t.Context(), start) {
+		if err != nil || e.Data != strconv.Itoa(n) {
+			t.Fatalf("got %+v, %v, want event %d", e, err, n)
+		}
+		if n++; n == 500 {
+			break
+		}
+		b.Publish(Event{Data: strconv.Itoa(n)})
+		b.Stats()
+	}
+}
+
+// Benchmarks. One operation is one event, until each subscriber has got it.
+
+func BenchmarkPublish(b *testing.B) {
+	for _, n := range []int{0, 1, 100, 1000, 10_000} {
+		b.Run(fmt.Sprint("subscribers=", n), func(b *testing.B) {
+			broker := &Broker{Logger: slog.New(slog.DiscardHandler)}
+			publish := func() { broker.Publish(Event{Data: "some data that says something"}) }
+			if n > 0 {
+				publish = discardClients(b, broker, n)
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				publish()
+			}
+			if n > 0 {
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/delivery")
+			}
+		})
+	}
+}
+
+func BenchmarkPublishBurst(b *testing.B) {
+	const n, burst = 1000, 16
+	broker := &Broker{Logger: slog.New(slog.DiscardHandler)}
+	discardClients(b, broker, n)
+	b.ReportAllocs()
+	delivered := broker.Stats().Delivered
+	for b.Loop() {
+		for range burst {
+			broker.Publish(Event{Data: "some data that says something"})
+		}
+		for delivered += burst * n; broker.Stats().Delivered < delivered; {
+			runtime.Gosched()
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/n/burst, "ns/delivery")
+}
+
+func BenchmarkPublishToOneOfManyTopics(b *testing.B) {
+	broker := &Broker{Logger: slog.New(slog.DiscardHandler)}
+	for i := range 100_000 { // each has a subscriber, which gets nothing
+		if err := broker.join(&subscriber{}, "", []string{fmt.Sprint("topic ", i)}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	publish := discardClients(b, broker, 1, "topic 7")
+	b.ReportAllocs()
+	for b.Loop() {
+		publish()
+	}
+}
+
+func BenchmarkPublishInParallel(b *testing.B) {
+	for _, n := range []int{0, 100} {
+		b.Run(fmt.Sprint("subscribers=", n), func(b *testing.B) {
+			broker := &Broker{Logger: slog.New(slog.DiscardHandler)}
+			if n > 0 {
+				discardClients(b, broker, n)
+			}
+			b.ReportAllocs()
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					broker.Publish(Event{Data: "some data that says something"})
+				}
+			})
+		})
+	}
+}
+
+func BenchmarkReplay(b *testing.B) {
+	for _, others := range []int{0, 9} { // events of other topics to each one
+		b.Run(fmt.Sprint("others=", others), func(b *testing.B) {
+			broker := &Broker{}
+			start := broker.LastEventID()
+			n := 0
+			for i := range defaultHistory {
+				if i%(others+1) == 0 {
+					broker.Publish(Event{Data: "some data that says something"}, "topic")
+					n++
+				} else {
+					broker.Publish(Event{Data: "some data that says something"}, "other")
+				}
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				got := 0
+				for range broker.Subscribe(b.Context(), start, "topic") {
+					if got++; got == n {
+						break
+					}
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/event")
+		})
+	}
+}
+
+// Reset: a Broker fed from a log elsewhere.
+
+func TestResetTellsLoopsOfAGap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		fresh, live := listenLoop(t, b, ""), listenLoop(t, b, "")
+		fresh()
+		publishIDs(t, b, "a1", "a2")
+		wantLoop(t, live(), "a1  of a1", "a2  of a2")
+		if err := b.Reset("b3"); err != nil {
+			t.Fatal(err)
+		}
+		wantLoop(t, live(), "a1  of a1", "a2  of a2", "b3 gap a2")
+		publishIDs(t, b, "a1") // an ID from before is no duplicate any more
+		wantLoop(t, live(), "a1  of a1", "a2  of a2", "b3 gap a2", "a1  of a1")
+		wantLoop(t, fresh(), live()...)
+
+		wantLoop(t, listenLoop(t, b, "b3")(), "a1  of a1")
+		wantLoop(t, listenLoop(t, b, "a2")(), "b3 gap a2", "a1  of a1")
+		if got, want := b.Stats().Gaps, int64(3); got != want {
+			t.Errorf("got %d gaps, want %d", got, want)
+		}
+	})
+}
+
+func TestResetWithoutAnIDIsAPlaceToResumeFrom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		before := b.LastEventID() // every event published so far: none
+		if err := b.Reset(""); err != nil {
+			t.Fatal(err)
+		}
+		after := b.LastEventID()
+		publishIDs(t, b, "1")
+		wantLoop(t, listenLoop(t, b, after)(), "1  of 1")
+		wantLoop(t, listenLoop(t, b, before)(), after+" gap "+before, "1  of 1")
+	})
+}
+
+func TestResetReachesAClientThatIsBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		start := b.LastEventID()
+		publishIDs(t, b, "1")
+		var got []string
+		for e, err := range b.Subscribe(t.Context(), start) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, e.ID+" "+e.Type+" "+e.Data)
+			if e.ID == "1" { // the loop takes nothing just now
+				publishIDs(t, b, "2", "3", "4")
+				if err := b.Reset("5"); err != nil {
+					t.Fatal(err)
+				}
+				publishIDs(t, b, "6")
+			}
+			if e.ID == "6" {
+				break
+			}
+		}
+		// 2 was on its way already; 3 and 4 were lost with the history.
+		wantLoop(t, got, "1  of 1", "2  of 2", "5 gap 2", "6  of 6")
+	})
+}
+
+func TestResetRefuses(t *testing.T) {
+	b := &Broker{}
+	publishIDs(t, b, "1")
+	if err := b.Reset("a\nb"); err == nil {
+		t.Error("got no error for an ID that cannot be sent")
+	}
+	b.Publish(Event{})
+	if err := b.Reset(b.LastEventID()); !errors.Is(err, ErrDuplicateID) {
+		t.Errorf("got error %v for an assigned ID, want %v", err, ErrDuplicateID)
+	}
+	b.Shutdown(context.Background())
+	if err := b.Reset("x"); !errors.Is(err, ErrClosed) {
+		t.Errorf("got error %v after Shutdown, want %v", err, ErrClosed)
+	}
+}
+
+func TestResetDuringCatchUpDoesNotReplayWhatAFreshClientNeverMissed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ready := make(chan struct{})
+		var asked []string
+		b := &Broker{CatchUp: func(ctx context.Context, lastEventID string, topics []string) iter.Seq2[Event, error] {
+			asked = append(asked, lastEventID)
+			return func(func(Event, error) bool) { <-ready }
+		}}
+		got := listenLoop(t, b, "")
+		got()
+		if err := b.Reset("1"); err != nil { // the program has found where its log stands,
+			t.Fatal(err)
+		}
+		publishIDs(t, b, "2", "3") // fills the history,
+		close(ready)
+		got()
+		publishIDs(t, b, "4") // and goes on
+		wantLoop(t, got(), "4  of 4")
+		if want := []string{"", ""}; !slices.Equal(asked, want) {
+			t.Errorf("CatchUp was asked for %q, want %q", asked, want)
+		}
+	})
+}
+
+func TestCatchUpThatYieldsNothingLetsTheClientGoOnAfterItsOwnEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		arrived := make(chan struct{})
+		b := &Broker{CatchUp: func(context.Context, string, []string) iter.Seq2[Event, error] {
+			return func(func(Event, error) bool) { <-arrived }
+		}}
+		publishIDs(t, b, "1")
+		// The client has seen 3, from another broker that is fed faster.
+		got := listenLoop(t, b, "3")
+		got()
+		publishIDs(t, b, "2", "3", "4")
+		close(arrived)
+		wantLoop(t, got(), "4  of 4")
+	})
+}
+
+func TestCatchUpThatYieldsNothingForAnEvictedEventIsAskedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		b := &Broker{History: 1}
+		b.CatchUp = func(context.Context, string, []string) iter.Seq2[Event, error] {
+			asked++
+			return func(func(Event, error) bool) {}
+		}
+		b.Publish(Event{})
+		seen := b.LastEventID()
+		for range 1000 {
+			b.Publish(Event{}, "other")
+		}
+		got := listenLoop(t, b, seen)
+		got()
+		publishIDs(t, b, "x")
+		wantLoop(t, got(), "x  of x")
+		if asked != 1 {
+			t.Errorf("CatchUp was asked %d times, want once", asked)
+		}
+	})
+}
+
+func TestCatchUpIsAskedAgainWhenTheHistoryHasMovedOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log []string // all events ever
+		b := &Broker{History: 1}
+		add := func(n int) {
+			for range n {
+				id := strconv.Itoa(len(log) + 1)
+				log = append(log, id)
+				publishIDs(t, b, id)
+			}
+		}
+		var asked []string
+		b.CatchUp = func(ctx context.Context, lastEventID string, topics []string) iter.Seq2[Event, error] {
+			return func(yield func(Event, error) bool) {
+				if asked = append(asked, lastEventID); len(asked) == 1 {
+					add(2)
+				}
+				upTo, _ := strconv.Atoi(b.LastEventID())
+				from, _ := strconv.Atoi(lastEventID)
+				for _, id := range log[from:upTo] {
+					if !yield(Event{ID: id, Data: "of " + id}, nil) {
+						return
+					}
+				}
+				if len(asked) == 1 {
+					add(1000) // more than the history holds, while the client is still here
+				}
+			}
+		}
+		add(10)
+		got := listenLoop(t, b, "4")
+		got()
+		add(3)
+		var want []string
+		for _, id := range log[4:] {
+			want = append(want, id+"  of "+id)
+		}
+		wantLoop(t, got(), want...)
+		if want := []string{"4", "12"}; !slices.Equal(asked, want) {
+			t.Errorf("CatchUp was asked for %q, want %q", asked, want)
+		}
+	})
+}
+
+func TestCatchUpThatYieldsNothingIsAskedAgainFromWhereItStood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{History: 1}
+		var asked []string
+		b.CatchUp = func(ctx context.Context, lastEventID string, topics []string) iter.Seq2[Event, error] {
+			return func(func(Event, error) bool) {
+				if asked = append(asked, lastEventID); len(asked) == 1 {
+					for i := range 1000 { // while it reads a log that has nothing for the client
+						b.Publish(Event{ID: strconv.Itoa(i)}, "other")
+					}
+				}
+			}
+		}
+		b.Publish(Event{ID: "here"}, "other")
+		got := listenLoop(t, b, "long ago")
+		got()
+		publishIDs(t, b, "x")
+		wantLoop(t, got(), "x  of x")
+		if want := []string{"long ago", "here"}; !slices.Equal(asked, want) {
+			t.Errorf("CatchUp was asked for %q, want %q", asked, want)
+		}
+	})
+}
+
+func TestResetTellsADetachedClientOfAGap(t *testing.T) {
+	b := &Broker{}
+	gone := make(chan error, 1)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b.Detach(w, r, func(err error) { gone <- err })
+	}))
+	defer srv.Close()
+	resp, err := http.Get(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	d := NewDecoder(resp.Body)
+	publishIDs(t, b, "1")
+	next := func() string {
+		e, err := d.Decode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprint(e.ID, " ", e.Type, " ", e.Data)
+	}
+	got := []string{next()}
+	if err := b.Reset("2"); err != nil {
+		t.Fatal(err)
+	}
+	got = append(got, next())
+	publishIDs(t, b, "3")
+	wantLoop(t, append(got, next()), "1  of 1", "2 gap 1", "3  of 3")
+	b.Shutdown(t.Context())
+	if err := <-gone; !errors.Is(err, ErrClosed) {
+		t.Errorf("got %v, want %v", err, ErrClosed)
+	}
+}
+
+// Helpers: encoding and decoding.
+
+// decoded is all that a stream says.
+type decoded struct {
+	events []Event
+	lastID string
+	retry  time.Duration
+	err    error // what ended it
+}
+
+func (d decoded) equal(other decoded) bool {
+	return slices.Equal(d.events, other.events) && d.lastID == other.lastID && d.retry == other.retry
+}
+
+func (d decoded) String() string {
+	return fmt.Sprintf("%#v, last ID %q, retry %v, error %v", d.events, d.lastID, d.retry, d.err)
+}
+
+func decodeAll(d *Decoder) (all decoded) {
+	for {
+		e, err := d.Decode()
+		if err != nil {
+			all.lastID, all.retry, all.err = d.LastEventID(), d.Retry(), err
+			return all
+		}
+		all.events = append(all.events, e)
+	}
+}
+
+// longestRetry stands for any longer one.
+const longestRetry = math.MaxInt64 / time.Millisecond * time.Millisecond
+
+// decodeAsStandard is the algorithm of the HTML standard's sections on parsing
+// and on interpreting an event stream, step by step and without a thought of cost.
+func decodeAsStandard(stream []byte) (all decoded) {
+	text := strings.TrimPrefix(decodeUTF8AsStandard(stream), "\ufeff")
+	lines := strings.Split(normaliseNewlines(text), "\n")
+	var data, event, id string
+	var retry time.Duration
+	for _, line := range lines[:len(lines)-1] { // the last one has no end
+		if line == "" {
+			all.lastID = id
+			if data != "" {
+				all.events = append(all.events, Event{ID: id, Type: event, Data: strings.TrimSuffix(data, "\n"), Retry: retry})
+			}
+			data, event, retry = "", "", 0
+			continue
+		}
+		field, value := line, ""
+		if before, after, ok := strings.Cut(line, ":"); ok {
+			field, value = before, strings.TrimPrefix(after, " ")
+		}
+		switch field {
+		case "event":
+			event = value
+		case "data":
+			data += value + "\n"
+		case "id":
+			if !strings.Contains(value, "\x00") {
+				id = value
+			}
+		case "retry":
+			if value != "" && strings.Trim(value, "0123456789") == "" {
+				retry = longestRetry
+				if ms, _ := new(big.Int).SetString(value, 10); ms.Cmp(big.NewInt(longestRetry.Milliseconds())) < 0 {
+					retry = time.Duration(ms.Int64()) * time.Millisecond
+				}
+				all.retry = retry
+			}
+		}
+	}
+	return all
+}
+
+// normaliseNewlines returns text with each CRLF and CR as LF.
+func normaliseNewlines(text string) string {
+	return strings.ReplaceAll(strings.ReplaceAll(text, "\r\n", "\n"), "\r", "\n")
+}
+
+// decodeUTF8AsStandard is the UTF-8 decoder of the Encoding standard, which is
+// a state machine over bytes.
+func decodeUTF8AsStandard(b []byte) string {
+	var text strings.Builder
+	var point rune
+	needed, seen := 0, 0
+	lower, upper := byte(0x80), byte(0xbf)
+	for i := 0; i < len(b); i++ {
+		c := b[i]
+		if needed == 0 {
+			switch {
+			case c <= 0x7f:
+				text.WriteByte(c)
+			case 0xc2 <= c && c <= 0xdf:
+				needed, point = 1, rune(c&0x1f)
+			case 0xe0 <= c && c <= 0xef:
+				if c == 0xe0 {
+					lower = 0xa0
+				}
+				if c == 0xed {
+					upper = 0x9f
+				}
+				needed, point = 2, rune(c&0xf)
+			case 0xf0 <= c && c <= 0xf4:
+				if c == 0xf0 {
+					lower = 0x90
+				}
+				if c == 0xf4 {
+					upper = 0x8f
+				}
+				needed, point = 3, rune(c&0x7)
+			default:
+				text.WriteRune(utf8.RuneError)
+			}
+			continue
+		}
+		fits := lower <= c && c <= upper
+		lower, upper = 0x80, 0xbf
+		if !fits {
+			needed, seen = 0, 0
+			text.WriteRune(utf8.RuneError)
+			i-- // the byte begins anew
+			continue
+		}
+		point = point<<6 | rune(c&0x3f)
+		if seen++; seen == needed {
+			text.WriteRune(point)
+			needed, seen = 0, 0
+		}
+	}
+	if needed > 0 {
+		text.WriteRune(utf8.RuneError)
+	}
+	return text.String()
+}
+
+// checkDecoder checks that a Decoder reads want from the stream, however that
+// comes in: whole, byte by byte, in any two parts, and cut as cuts says; with
+// the usual buffer, and with one that most lines do not fit in.
+func checkDecoder(t *testing.T, stream []byte, want decoded, cuts []byte) {
+	t.Helper()
+	check := func(how string, r io.Reader) {
+		t.Helper()
+		for _, d := range []*Decoder{NewDecoder(r), {r: bufio.NewReaderSize(r, 16)}} {
+			d.MaxEventBytes = -1
+			if got := decodeAll(d); !got.equal(want) || got.err != io.EOF {
+				t.Fatalf("%s, buffer of %d: got %v, want %v", how, d.r.Size(), got, want)
+			}
+			r.(io.Seeker).Seek(0, io.SeekStart)
+		}
+	}
+	check("whole", bytes.NewReader(stream))
+	check("end told with the last byte", &cutReader{stream: stream, ends: []int{len(stream)}, endsWithData: true})
+	check("byte by byte", &cutReader{stream: stream, each: 1})
+	check("three bytes each", &cutReader{stream: stream, each: 3})
+	var ends []int
+	for at := 0; len(cuts) > 0 && at < len(stream); {
+		at += int(cuts[len(ends)%len(cuts)]) + 1
+		ends = append(ends, min(at, len(stream)))
+	}
+	check(fmt.Sprint("cut at ", ends), &cutReader{stream: stream, ends: ends})
+	if len(stream) <= 512 {
+		for at := range stream {
+			check(fmt.Sprint("cut at ", at), &cutReader{stream: stream, ends: []int{at}})
+		}
+	}
+	if len(stream) <= 8 {
+		for set := range 1 << len(stream) {
+			var ends []int
+			for at := range stream {
+				if set&(1<<at) != 0 {
+					ends = append(ends, at)
+				}
+			}
+			check(fmt.Sprint("cut at ", ends), &cutReader{stream: stream, ends: ends})
+		}
+	}
+	if len(stream) <= 256 {
+		checkPrompt(t, stream)
+	}
+}
+
+// checkPrompt checks that a Decoder returns each event as soon as it has read
+// the byte that completes it.
+func checkPrompt(t *testing.T, stream []byte) {
+	t.Helper()
+	r := &cutReader{stream: stream, each: 1}
+	d := NewDecoder(r)
+	for n := 1; ; n++ {
+		if _, err := d.Decode(); err != nil {
+			return
+		}
+		if early := decodeAsStandard(stream[:r.at-1]); len(early.events) >= n {
+			t.Fatalf("event %d was returned only after %q", n, stream[:r.at])
+		}
+	}
+}
+
+// A cutReader reads stream up to the next of ends at a time, or each bytes.
+type cutReader struct {
+	stream       []byte
+	ends         []int
+	each         int
+	endsWithData bool // tells io.EOF together with the last bytes
+	at, end      int  // in stream, in ends
+}
+
+func (r *cutReader) Read(p []byte) (int, error) {
+	if r.at == len(r.stream) {
+		return 0, io.EOF
+	}
+	end := len(r.stream)
+	for r.end < len(r.ends) && r.ends[r.end] <= r.at {
+		r.end++
+	}
+	if r.end < len(r.ends) {
+		end = r.ends[r.end]
+	}
+	if r.each > 0 {
+		end = min(end, r.at+r.each)
+	}
+	n := copy(p, r.stream[r.at:end])
+	if r.at += n; r.at == len(r.stream) && r.endsWithData {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+func (r *cutReader) Seek(int64, int) (int64, error) { r.at, r.end = 0, 0; return 0, nil }
+
+// A repeatingReader reads text over and over.
+type repeatingReader struct {
+	text string
+	at   int
+}
+
+func (r *repeatingReader) Read(p []byte) (n int, err error) {
+	for n < len(p) {
+		m := copy(p[n:], r.text[r.at:])
+		n, r.at = n+m, (r.at+m)%len(r.text)
+	}
+	return n, nil
+}
+
+// mayBeSent tells what the doc comments of Event say about its fields.
+func mayBeSent(e Event) bool {
+	for _, r := range e.ID {
+		if r < ' ' || 0x7f <= r && r <= 0x9f {
+			return false
+		}
+	}
+	return len(e.ID) <= 1024 && strings.Trim(e.ID, " ") == e.ID && !strings.ContainsAny(e.Type, "\x00\n\r") &&
+		utf8.ValidString(e.ID+"x"+e.Type+"x"+e.Data) && (e.Retry == 0 || e.Retry >= time.Millisecond)
+}
+
+// throughHeader returns what LastEventID says when a client has sent id.
+func throughHeader(t *testing.T, id string) string {
+	t.Helper()
+	sent := httptest.NewRequest("GET", "/", nil)
+	sent.Header.Set("Last-Event-ID", id)
+	var buf bytes.Buffer
+	wireCheck(t, sent.Write(&buf))
+	received, err := http.ReadRequest(bufio.NewReader(&buf))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return LastEventID(received)
+}
+
+// Helpers: servers and clients, in memory and on fake time.
+
+func wireCheck(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Errorf("got error %v, want none", err)
+	}
+}
+
+func wantHeaders(t *testing.T, r *http.Response, status int, headers map[string]string) {
+	t.Helper()
+	if r.StatusCode != status {
+		t.Errorf("got status %d, want %d", r.StatusCode, status)
+	}
+	for name, want := range headers {
+		if got := r.Header.Get(name); got != want {
+			t.Errorf("got %s %q, want %q", name, got, want)
+		}
+	}
+}
+
+// eachWireProtocol runs f in a bubble for each protocol that a stream can go by.
+func eachWireProtocol(t *testing.T, f func(t *testing.T, protocol string)) {
+	for _, protocol := range []string{"HTTP/1.1", "HTTP/1.1 with TLS", "HTTP/2 with TLS", "HTTP/2 unencrypted"} {
+		t.Run(protocol, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { f(t, protocol) })
+		})
+	}
+}
+
+// hangUpTime is how long net/http takes to close the connection of a client that
+// has stopped reading: crypto/tls tries to send a last word for five seconds.
+func hangUpTime(protocol string) time.Duration {
+	if protocol == "HTTP/1.1 with TLS" {
+		return 5 * time.Second
+	}
+	return 0
+}
+
+// A wireServer is a server on a network in memory.
+type wireServer struct {
+	*httptest.Server
+	conns  chan net.Conn
+	once   sync.Once
+	closed chan struct{}
+	dials  int
+}
+
+func newWireServer(t *testing.T, protocol string, handler http.HandlerFunc, options ...func(*http.Server)) *wireServer {
+	s := &wireServer{conns: make(chan net.Conn), closed: make(chan struct{})}
+	var protocols http.Protocols
+	switch protocol {
+	case "HTTP/2 with TLS":
+		protocols.SetHTTP2(true)
+	case "HTTP/2 unencrypted":
+		protocols.SetUnencryptedHTTP2(true)
+	default:
+		protocols.SetHTTP1(true)
+	}
+	s.Server = &httptest.Server{
+		Listener:    wireListener{s},
+		EnableHTTP2: protocols.HTTP2(),
+		Config:      &http.Server{Handler: handler, Protocols: &protocols, ErrorLog: log.New(wireLog{t}, "", 0)},
+	}
+	for _, option := range options {
+		option(s.Config)
+	}
+	if strings.HasSuffix(protocol, "with TLS") {
+		s.StartTLS()
+	} else {
+		s.Start()
+	}
+	transport := s.Client().Transport.(*http.Transport)
+	transport.Protocols = &protocols
+	transport.DialContext = func(context.Context, string, string) (net.Conn, error) { return s.connect() }
+	transport.HTTP2 = &http.HTTP2Config{MaxReceiveBufferPerStream: 64 << 10} // soon full if nobody reads
+	t.Cleanup(s.Close)
+	return s
+}
+
+func shortTimeouts(s *http.Server) {
+	s.ReadTimeout, s.ReadHeaderTimeout = time.Second, time.Second
+	s.WriteTimeout, s.IdleTimeout = time.Second, time.Second
+}
+
+func (s *wireServer) connect() (net.Conn, error) {
+	client, server := net.Pipe()
+	select {
+	case s.conns <- server:
+		s.dials++
+		return client, nil
+	case <-s.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (s *wireServer) dial(t *testing.T) net.Conn {
+	t.Helper()
+	conn, err := s.connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// A stallingConn is a client's connection that it stops reading from.
+type stallingConn struct {
+	net.Conn
+	stalled, closed chan struct{}
+	once            sync.Once
+}
+
+func (c *stallingConn) Read(p []byte) (int, error) {
+	select {
+	case <-c.stalled:
+		<-c.closed
+		return 0, net.ErrClosed
+	default:
+		return c.Conn.Read(p)
+	}
+}
+
+func (c *stallingConn) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}
+
+type wireListener struct{ *wireServer }
+
+func (l wireListener) Accept() (net.Conn, error) {
+	select {
+	case conn := <-l.conns:
+		return conn, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l wireListener) Close() error { l.once.Do(func() { close(l.closed) }); return nil }
+
+func (l wireListener) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 80} }
+
+// wireLog fails the test if a server has anything to complain about.
+type wireLog struct{ t *testing.T }
+
+func (l wireLog) Write(p []byte) (int, error) {
+	l.t.Errorf("the server logged %q", p)
+	return len(p), nil
+}
+
+// A wireStream is a client's side of a stream, which it reads as it comes.
+type wireStream struct {
+	t        *testing.T
+	response *http.Response
+	leave    context.CancelFunc
+
+	mu   sync.Mutex
+	got  strings.Builder
+	seen int   // of got, by want
+	err  error // what ended it
+}
+
+// openWireStream sends a request, for which the headers must arrive soon.
+func openWireStream(t *testing.T, s *wireServer, method string, body io.Reader) *wireStream {
+	t.Helper()
+	response, leave := wireRequest(t, s, method, body)
+	client := readWireStream(t, response)
+	client.leave = leave
+	return client
+}
+
+// openStalledWireStream is for a client that reads nothing but the headers.
+func openStalledWireStream(t *testing.T, s *wireServer) (leave context.CancelFunc) {
+	t.Helper()
+	_, leave = wireRequest(t, s, "GET", nil)
+	return leave
+}
+
+func wireRequest(t *testing.T, s *wireServer, method string, body io.Reader) (*http.Response, context.CancelFunc) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	req, err := http.NewRequestWithContext(ctx, method, s.URL, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	giveUp := time.AfterFunc(time.Second, cancel)
+	response, err := s.Client().Do(req)
+	if err != nil {
+		t.Fatalf("no headers: %v", err)
+	}
+	giveUp.Stop()
+	return response, cancel
+}
+
+func readWireStream(t *testing.T, response *http.Response) *wireStream {
+	s := &wireStream{t: t, response: response}
+	go func() {
+		buf := make([]byte, 4<<10)
+		for s.err == nil {
+			n, err := response.Body.Read(buf)
+			s.mu.Lock()
+			s.got.Write(buf[:n])
+			s.err = err
+			s.mu.Unlock()
+		}
+	}()
+	return s
+}
+
+// text returns all that has arrived.
+func (s *wireStream) text() string {
+	synctest.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.got.String()
+}
+
+// want checks what has arrived since the last call.
+func (s *wireStream) want(text string) {
+	s.t.Helper()
+	all := s.text()
+	if got := all[s.seen:]; got != text {
+		s.t.Errorf("got %q from the stream, want %q", got, text)
+	}
+	s.seen = len(all)
+}
+
+// wantEnd checks that the stream has come to its proper end.
+func (s *wireStream) wantEnd() {
+	s.t.Helper()
+	synctest.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != io.EOF {
+		s.t.Errorf("got error %v from the stream, want %v", s.err, io.EOF)
+	}
+}
+
+// wireOpaque hides all but the methods of an http.ResponseWriter.
+type wireOpaque struct{ http.ResponseWriter }
+
+// wireMiddleware hides them too, but can be unwrapped.
+type wireMiddleware struct{ http.ResponseWriter }
+
+func (w wireMiddleware) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// A wireTape is an http.ResponseWriter that notes what is done to it.
+type wireTape struct {
+	tape                   []string
+	header                 http.Header
+	deaf, noDeadlines      bool
+	writeError, flushError error
+	takes                  time.Duration // how long what fails takes
+	duringFlush            func()
+}
+
+func (w *wireTape) note(format string, args ...any) {
+	if !w.deaf {
+		w.tape = append(w.tape, fmt.Sprintf(format, args...))
+	}
+}
+
+// want checks what was noted since the last call.
+func (w *wireTape) want(t *testing.T, what string, tape ...string) {
+	t.Helper()
+	if !slices.Equal(w.tape, tape) {
+		t.Errorf("%s:\ngot  %q\nwant %q", what, w.tape, tape)
+	}
+	w.tape = nil
+}
+
+func (w *wireTape) Header() http.Header {
+	if w.header == nil {
+		w.header = http.Header{}
+	}
+	return w.header
+}
+
+func (w *wireTape) WriteHeader(status int) { w.note("status %d", status) }
+
+func (w *wireTape) Write(p []byte) (int, error) {
+	if w.writeError != nil {
+		time.Sleep(w.takes)
+		return 0, w.writeError
+	}
+	switch {
+	case w.deaf:
+	case len(p) >= pieceBytes:
+		w.note("write %d", len(p))
+	default:
+		w.note("write %q", p)
+	}
+	return len(p), nil
+}
+
+func (w *wireTape) FlushError() error {
+	if w.flushError != nil {
+		time.Sleep(w.takes)
+	}
+	w.note("flush")
+	if w.duringFlush != nil {
+		w.duringFlush()
+	}
+	return w.flushError
+}
+
+func (w *wireTape) SetReadDeadline(at time.Time) error { return w.deadline("read deadline", at) }
+
+func (w *wireTape) SetWriteDeadline(at time.Time) error { return w.deadline("deadline", at) }
+
+func (w *wireTape) deadline(name string, at time.Time) error {
+	switch {
+	case w.noDeadlines:
+		w.note("%s refused", name)
+		return http.ErrNotSupported
+	case w.deaf:
+	case at.IsZero():
+		w.note("%s off", name)
+	case at.Before(time.Now()):
+		w.note("%s past", name)
+	default:
+		w.note("%s %v", name, time.Until(at))
+	}
+	return nil
+}
+
+// Helpers: loops over Subscribe, and HTTP over connections in memory, in bubbles.
+
+// A brokerLoop collects what a loop over Subscribe gets, and stops before an
+// event while it is stalled.
+type brokerLoop struct {
+	t      *testing.T
+	cancel context.CancelFunc
+	gate   pipeGate
+
+	mu     sync.Mutex
+	blocks []pipeBlock
+	taken  int
+	left   int // events before it leaves; negative: it stays
+	err    error
+}
+
+// followBroker begins a loop and waits until it has subscribed.
+func followBroker(t *testing.T, b *Broker, lastID string, topics ...string) *brokerLoop {
+	l := newLoop(t, b, lastID, topics...)
+	t.Cleanup(l.close)
+	synctest.Wait()
+	return l
+}
+
+func newLoop(t *testing.T, b *Broker, lastID string, topics ...string) *brokerLoop {
+	ctx, cancel := context.WithCancel(context.Background())
+	l := &brokerLoop{t: t, cancel: cancel, left: -1}
+	l.gate.init()
+	events := b.Subscribe(ctx, lastID, topics...)
+	go func() {
+		err := errors.New("the loop left")
+		for e, cause := range events {
+			l.gate.wait()
+			if cause != nil {
+				err = cause
+			} else if !l.got(e) {
+				break
+			}
+		}
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.err = err
+	}()
+	return l
+}
+
+func (l *brokerLoop) got(e Event) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.left == 0 {
+		return false
+	}
+	l.left--
+	l.blocks = append(l.blocks, pipeBlock{ID: e.ID, HasID: e.ID != "", Type: e.Type, Data: e.Data, HasData: true})
+	return true
+}
+
+func (l *brokerLoop) take() ([]pipeBlock, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	blocks := l.blocks[l.taken:]
+	l.taken = len(l.blocks)
+	return blocks, l.err
+}
+
+func (l *brokerLoop) stall(stalled bool) { l.gate.set(stalled) }
+
+func (l *brokerLoop) close() { l.cancel(); l.gate.set(false) }
+
+func (l *brokerLoop) closeAfter(n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.left = n % 8
+}
+
+// events returns the events since its last call or that of want.
+func (l *brokerLoop) events() []pipeBlock {
+	synctest.Wait()
+	blocks, _ := l.take()
+	return blocks
+}
+
+// want checks the data of the events since its last call. A gap event is
+// written "gap:" and its data.
+func (l *brokerLoop) want(want string) {
+	l.t.Helper()
+	wantText(l.t, l.events(), want)
+}
+
+// ended returns why the loop ended, or nil.
+func (l *brokerLoop) ended() error {
+	synctest.Wait()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+func wantText(t *testing.T, events []pipeBlock, want string) {
+	t.Helper()
+	var got []string
+	for _, e := range events {
+		if e.Type == "gap" {
+			e.Data = "gap:" + e.Data
+		}
+		got = append(got, e.Data)
+	}
+	if got := strings.Join(got, " "); got != want {
+		t.Errorf("events: got %.500q, want %.500q", got, want)
+	}
+}
+
+var pipeQuiet = slog.NewLogLogger(slog.DiscardHandler, 0)
+
+// A pipeServer is an http.Server over connections in memory.
+type pipeServer struct {
+	*pipeListener
+	t      *testing.T
+	srv    *http.Server
+	settle time.Duration // to wait before a look at what clients got
+
+	mu   sync.Mutex
+	errs []error // of the handler
+}
+
+// serveBroker serves the topics named in the query.
+func serveBroker(t *testing.T, b *Broker) *pipeServer {
+	return servePipe(t, &http.Server{}, func(w http.ResponseWriter, r *http.Request) error {
+		return b.Serve(w, r, r.URL.Query()["topic"]...)
+	})
+}
+
+// peerLeftTime is more than Detach takes to find out whether a client has left.
+const peerLeftTime = 2 * time.Millisecond
+
+// serveAndDetach runs a test in a bubble with each way to serve the topics named
+// in the query.
+func serveAndDetach(t *testing.T, test func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer)) {
+	t.Run("Serve", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) { test(t, serveBroker) })
+	})
+	t.Run("Detach", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) { test(t, detachBroker) })
+	})
+}
+
+// detachBroker is serveBroker with Detach.
+func detachBroker(t *testing.T, b *Broker) *pipeServer {
+	s := newPipeServer(t, &http.Server{})
+	s.settle = peerLeftTime
+	s.serve(func(w http.ResponseWriter, r *http.Request) {
+		b.Detach(w, r, s.done, r.URL.Query()["topic"]...)
+	})
+	t.Cleanup(func() { // the server knows nothing of them
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		b.Shutdown(ctx)
+	})
+	return s
+}
+
+func servePipe(t *testing.T, srv *http.Server, handle func(http.ResponseWriter, *http.Request) error) *pipeServer {
+	s := newPipeServer(t, srv)
+	s.serve(func(w http.ResponseWriter, r *http.Request) { s.done(handle(w, r)) })
+	return s
+}
+
+func newPipeServer(t *testing.T, srv *http.Server) *pipeServer {
+	return &pipeServer{pipeListener: newPipeListener(), t: t, srv: srv}
+}
+
+func (s *pipeServer) serve(handler http.HandlerFunc) {
+	s.srv.Handler, s.srv.ErrorLog = handler, pipeQuiet
+	go s.srv.Serve(s.pipeListener)
+	s.t.Cleanup(func() { s.srv.Close() })
+}
+
+// done notes why a stream ended.
+func (s *pipeServer) done(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.errs = append(s.errs, err)
+}
+
+// get connects a client. header is lines of the request.
+func (s *pipeServer) get(target, header string) *pipeClient {
+	c := pipeGet(s.t, s.pipeListener, target, header)
+	c.settle = s.settle
+	s.t.Cleanup(c.close)
+	return c
+}
+
+// do sends a request and returns the answer without its body.
+func (s *pipeServer) do(method, target, header string) *http.Response {
+	conn, err := s.dial()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: test\r\nConnection: close\r\n%s\r\n", method, target, header)
+	resp, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return resp
+}
+
+var errNotServed = errors.New("no handler has returned")
+
+// served returns what the handler returned that has ended first, and is then
+// forgotten.
+func (s *pipeServer) served() error {
+	time.Sleep(s.settle)
+	synctest.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.errs) == 0 {
+		return errNotServed
+	}
+	err := s.errs[0]
+	s.errs = s.errs[1:]
+	return err
+}
+
+// A pipeListener listens for connections that dial makes.
+type pipeListener struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newPipeListener() *pipeListener {
+	return &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
+}
+
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *pipeListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+func (l *pipeListener) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 80} }
+
+// dial returns the client's end of a new connection. What the server writes
+// to it waits until the client reads it.
+func (l *pipeListener) dial() (net.Conn, error) {
+	server, client := net.Pipe()
+	select {
+	case l.conns <- server:
+		return client, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// A pipeGate lets all pass, or so many bytes.
+type pipeGate struct {
+	mu     sync.Mutex
+	moved  *sync.Cond
+	closed bool
+	quota  int // that pass through the closed gate
+}
+
+func (g *pipeGate) init() { g.moved = sync.NewCond(&g.mu) }
+
+func (g *pipeGate) set(closed bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closed, g.quota = closed, 0
+	g.moved.Broadcast()
+}
+
+func (g *pipeGate) add(n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.quota += n
+	g.moved.Broadcast()
+}
+
+// wait waits until something may pass and returns how much, or -1 for all.
+func (g *pipeGate) wait() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for g.closed && g.quota <= 0 {
+		g.moved.Wait()
+	}
+	if g.closed {
+		return g.quota
+	}
+	return -1
+}
+
+// A pipeBlock is what a stream has between two blank lines. Reading it shares
+// no code with the package.
+type pipeBlock struct {
+	Raw            string
+	ID, Type, Data string
+	Retry          string
+	HasID, HasData bool
+	Comment        bool // and nothing else
+}
+
+func (b pipeBlock) Event() Event { return Event{ID: b.ID, Type: b.Type, Data: b.Data} }
+
+func (b pipeBlock) retry(t *testing.T) time.Duration {
+	t.Helper()
+	ms, err := strconv.Atoi(b.Retry)
+	if err != nil {
+		t.Errorf("block %q: want a reconnection time", b.Raw)
+	}
+	return time.Duration(ms) * time.Millisecond
+}
+
+func parsePipeBlock(raw string) pipeBlock {
+	b := pipeBlock{Raw: raw, Comment: true}
+	for line := range strings.SplitSeq(raw, "\n") {
+		name, value, _ := strings.Cut(line, ":")
+		value = strings.TrimPrefix(value, " ")
+		b.Comment = b.Comment && name == ""
+		switch name {
+		case "id":
+			b.ID, b.HasID = value, true
+		case "event":
+			b.Type = value
+		case "retry":
+			b.Retry = value
+		case "data":
+			if b.HasData {
+				b.Data += "\n"
+			}
+			b.Data, b.HasData = b.Data+value, true
+		}
+	}
+	return b
+}
+
+// A pipeClient reads a stream over a connection of its own, all the time but
+// while it is stalled.
+type pipeClient struct {
+	t      *testing.T
+	conn   net.Conn
+	gate   pipeGate
+	settle time.Duration
+
+	mu     sync.Mutex
+	status int
+	header http.Header
+	blocks []pipeBlock
+	taken  int // blocks, by take
+	seen   int // blocks, by events
+	rest   []byte
+	left   int   // bytes of the connection that it will read yet; negative: all
+	err    error // what ended it
+}
+
+func pipeGet(t *testing.T, l *pipeListener, target, header string) *pipeClient {
+	c := &pipeClient{t: t, left: -1}
+	c.gate.init()
+	var err error
+	if c.conn, err = l.dial(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		err := c.run("GET " + target + " HTTP/1.1\r\nHost: test\r\n" + header + "\r\n")
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.err = err
+		c.conn.Close()
+	}()
+	return c
+}
+
+func (c *pipeClient) run(request string) error {
+	if _, err := io.WriteString(c.conn, request); err != nil {
+		return err
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.status, c.header = resp.StatusCode, resp.Header
+	c.mu.Unlock()
+	buf := make([]byte, 4096)
+	for {
+		n, err := resp.Body.Read(buf)
+		c.got(buf[:n])
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// Read reads from the connection, for run.
+func (c *pipeClient) Read(p []byte) (int, error) {
+	for {
+		if quota := c.gate.wait(); quota >= 0 {
+			p = p[:min(len(p), quota)]
+		}
+		c.mu.Lock()
+		left := c.left
+		c.mu.Unlock()
+		if left == 0 {
+			return 0, io.ErrUnexpectedEOF
+		} else if left > 0 {
+			p = p[:min(len(p), left)]
+		}
+		n, err := c.conn.Read(p)
+		if n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
+			continue // stalled meanwhile
+		}
+		c.gate.add(-n)
+		c.mu.Lock()
+		if c.left > 0 {
+			c.left = max(c.left-n, 0)
+		}
+		c.mu.Unlock()
+		return n, err
+	}
+}
+
+func (c *pipeClient) got(p []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	from := max(len(c.rest)-1, 0)
+	c.rest = append(c.rest, p...)
+	for {
+		end := bytes.Index(c.rest[from:], []byte("\n\n"))
+		if end < 0 {
+			return
+		}
+		end += from
+		c.blocks = append(c.blocks, parsePipeBlock(string(c.rest[:end])))
+		c.rest, from = c.rest[end+2:], 0
+	}
+}
+
+func (c *pipeClient) take() ([]pipeBlock, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	blocks := c.blocks[c.taken:]
+	c.taken = len(c.blocks)
+	return blocks, c.err
+}
+
+// stall stops or resumes reading, at once.
+func (c *pipeClient) stall(stalled bool) {
+	c.gate.set(stalled)
+	deadline := time.Time{}
+	if stalled {
+		deadline = time.Unix(1, 0)
+	}
+	c.conn.SetReadDeadline(deadline)
+}
+
+// read has the client, which is stalled, read n bytes.
+func (c *pipeClient) read(n int) {
+	c.conn.SetReadDeadline(time.Time{})
+	c.gate.add(n)
+	synctest.Wait()
+}
+
+func (c *pipeClient) close() {
+	c.gate.set(false)
+	c.conn.Close()
+}
+
+func (c *pipeClient) closeAfter(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.left = n
+}
+
+// events returns the events since its last call or that of want.
+func (c *pipeClient) events() (events []pipeBlock) {
+	time.Sleep(c.settle)
+	synctest.Wait()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, block := range c.blocks[c.seen:] {
+		if block.HasData {
+			events = append(events, block)
+		}
+	}
+	c.seen = len(c.blocks)
+	return events
+}
+
+// want checks the data of the events since its last call, as that of a
+// brokerLoop does.
+func (c *pipeClient) want(want string) {
+	c.t.Helper()
+	wantText(c.t, c.events(), want)
+}
+
+// first returns the first event of the type.
+func (c *pipeClient) first(typ string) pipeBlock {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, block := range c.blocks {
+		if block.Type == typ {
+			return block
+		}
+	}
+	c.t.Errorf("no event of type %q", typ)
+	return pipeBlock{}
+}
+
+// lastID returns the ID with which a browser would come back.
+func (c *pipeClient) lastID() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, block := range slices.Backward(c.blocks) {
+		if block.HasID {
+			return block.ID
+		}
+	}
+	return ""
+}
+
+// ended returns why the stream ended, or nil.
+func (c *pipeClient) ended() error {
+	time.Sleep(c.settle)
+	synctest.Wait()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// raceEnabled reports whether the race detector is on.
+func raceEnabled() bool {
+	info, ok := debug.ReadBuildInfo()
+	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
+}
+
+// Helpers: loops for Reset.
+
+// listenLoop runs a loop over b's default topic and returns a function that
+// returns what the loop got so far, each event as "ID type data".
+func listenLoop(t *testing.T, b *Broker, lastEventID string) func() []string {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	var mu sync.Mutex
+	var got []string
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for e, err := range b.Subscribe(ctx, lastEventID) {
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			got = append(got, fmt.Sprint(e.ID, " ", e.Type, " ", e.Data))
+			mu.Unlock()
+		}
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+	return func() []string {
+		synctest.Wait()
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(got)
+	}
+}
+
+func wantLoop(t *testing.T, got []string, want ...string) {
+	t.Helper()
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func publishIDs(t *testing.T, b *Broker, ids ...string) {
+	t.Helper()
+	for _, id := range ids {
+		if err := b.Publish(Event{ID: id, Data: "of " + id}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
