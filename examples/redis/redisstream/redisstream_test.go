@@ -1,0 +1,843 @@
+package redisstream_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/seed22e817d0/sse"
+	"github.com/seed22e817d0/sse/examples/redis/internal/redistest"
+	"github.com/seed22e817d0/sse/examples/redis/redisstream"
+)
+
+// A brokers' fleet.
+
+func TestEveryNodeServesTheSameEventsUnderTheSameIDs(t *testing.T) {
+	r := startRedis(t)
+	a, b := startNode(t, r, &sse.Broker{}), startNode(t, r, &sse.Broker{})
+	atA, atB := a.connect(t, "", "x"), b.connect(t, "", "x", "y")
+
+	first := publish(t, a, sse.Event{Type: "greeting", Data: "two\nlines", Retry: 2 * time.Second}, "x")
+	second := publish(t, b, sse.Event{Data: "for y"}, "y")
+	third := publish(t, b, sse.Event{}, "y", "x", "")
+	wantEvents(t, atA,
+		sse.Event{ID: first, Type: "greeting", Data: "two\nlines", Retry: 2 * time.Second},
+		sse.Event{ID: third})
+	wantEvents(t, atB,
+		sse.Event{ID: first, Type: "greeting", Data: "two\nlines", Retry: 2 * time.Second},
+		sse.Event{ID: second, Data: "for y"},
+		sse.Event{ID: third})
+
+	// A client that moves to the other node goes on right where it was.
+	moved := b.connect(t, first, "x")
+	wantEvents(t, moved, sse.Event{ID: third})
+	atDefault := a.connect(t, first)
+	wantEvents(t, atDefault, sse.Event{ID: third})
+	if got := a.Stats().Gaps + b.Stats().Gaps; got != 0 {
+		t.Errorf("got %d gaps, want none", got)
+	}
+}
+
+func TestAStartingNodeHasTheHistory(t *testing.T) {
+	r := startRedis(t)
+	var ids []string
+	for i := range 20 {
+		ids = append(ids, publish(t, newStream(t, r), sse.Event{Data: strconv.Itoa(i)}))
+	}
+	n := startNode(t, r, &sse.Broker{History: 5})
+	r.Stop(t, syscall.SIGTERM) // what it serves now it has itself
+	c := n.connect(t, ids[15])
+	for i := 16; i < 20; i++ {
+		wantEvents(t, c, sse.Event{ID: ids[i], Data: strconv.Itoa(i)})
+	}
+	if got := n.Stats().Gaps; got != 0 {
+		t.Errorf("got %d gaps, want none", got)
+	}
+}
+
+func TestHistoryIsAsLongAsTheStream(t *testing.T) {
+	r := startRedis(t)
+	s := newStream(t, r)
+	var want []sse.Event
+	first := publish(t, s, sse.Event{Data: "first"}, "a")
+	for i := range 1700 { // some pages
+		e := sse.Event{Data: strconv.Itoa(i)}
+		topic := []string{"a", "b", "c"}[i%3]
+		e.ID = publish(t, s, e, topic)
+		if topic != "b" {
+			want = append(want, e)
+		}
+	}
+	n := startNode(t, r, &sse.Broker{History: 10})
+	c := n.connect(t, first, "a", "c")
+	wantEvents(t, c, want...)
+	last := sse.Event{Data: "live"}
+	last.ID = publish(t, s, last, "c")
+	wantEvents(t, c, last)
+	wantEvents(t, n.connect(t, want[0].ID, "none", "c"), slices.DeleteFunc(slices.Clone(want), func(e sse.Event) bool {
+		i, _ := strconv.Atoi(e.Data)
+		return i%3 != 2
+	})...)
+}
+
+func TestAClientFromANodeThatIsAheadGetsNothingTwice(t *testing.T) {
+	r := startRedis(t)
+	ahead, behind := startNode(t, r, &sse.Broker{}), startNode(t, r, &sse.Broker{})
+	behind.gate.close()
+	c := ahead.connect(t, "")
+	var last string
+	for i := range 5 {
+		last = publish(t, ahead, sse.Event{Data: strconv.Itoa(i)})
+		wantEvents(t, c, sse.Event{ID: last, Data: strconv.Itoa(i)})
+	}
+	if got := behind.broker.LastEventID(); got == last {
+		t.Fatal("the node is not behind")
+	}
+	behind.gate.readsOnly() // CatchUp reaches Redis, the tail does not
+	moved := behind.connect(t, last)
+	moved.wantNothing(t, 100*time.Millisecond)
+	behind.gate.open()
+	sixth := publish(t, ahead, sse.Event{Data: "sixth"})
+	wantEvents(t, moved, sse.Event{ID: sixth, Data: "sixth"})
+}
+
+func TestCatchUpLeavesToTheBrokerWhatIsNewToIt(t *testing.T) {
+	r := startRedis(t)
+	s := newStream(t, r)
+	var events []sse.Event
+	add := func() {
+		e := sse.Event{Data: strconv.Itoa(len(events))}
+		e.ID = publish(t, s, e)
+		events = append(events, e)
+	}
+	for range 10 {
+		add()
+	}
+	n := startNode(t, r, &sse.Broker{History: 2})
+	n.gate.readsOnly()
+	add() // the node does not get these yet, but could read them
+	add()
+	c := n.connect(t, events[3].ID)
+	wantEvents(t, c, events[4:10]...)
+	c.wantNothing(t, 100*time.Millisecond)
+	n.gate.open()
+	wantEvents(t, c, events[10:]...)
+	add()
+	wantEvents(t, c, events[12])
+}
+
+func TestStreamTrimmedWhileAClientCatchesUp(t *testing.T) {
+	r := startRedis(t)
+	s := newStream(t, r)
+	first := publish(t, s, sse.Event{})
+	var ids []string
+	for range 1200 {
+		ids = append(ids, publish(t, s, sse.Event{}))
+	}
+	n := startNode(t, r, &sse.Broker{History: 1})
+	trimmed := false
+	var got []sse.Event
+	for e, err := range n.stream.CatchUp(t.Context(), first, []string{""}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, e)
+		if e.ID == ids[9] && !trimmed {
+			trimmed = true
+			r.Do(t, "XTRIM", "events", "MAXLEN", "100")
+		}
+	}
+	gap := slices.IndexFunc(got, func(e sse.Event) bool { return e.Type == "gap" })
+	if gap < 0 {
+		t.Fatal("got no gap")
+	}
+	if got, want := got[gap].Data, got[gap-1].ID; got != want {
+		t.Errorf("got a gap after %s, want after %s", got, want)
+	}
+	for i, e := range got[:gap] {
+		if e.ID != ids[i] {
+			t.Fatalf("got %s as event %d, want %s", e.ID, i, ids[i])
+		}
+	}
+	rest := got[gap+1:]
+	if len(rest) != 100 || rest[0].ID != ids[1100] || rest[99].ID != ids[1199] {
+		t.Errorf("got %d events after the gap, want the last 100", len(rest))
+	}
+}
+
+func TestHistoryIsFilledOnlyAsFarAsTheBrokerKeepsIt(t *testing.T) {
+	r := startRedis(t)
+	s := newStream(t, r)
+	for range 1200 {
+		publish(t, s, sse.Event{Data: strings.Repeat("x", 100)})
+	}
+	n := startNode(t, r, &sse.Broker{HistoryBytes: 1000})
+	if got := n.Stats().Published; got < 8 || got > 600 {
+		t.Errorf("got %d events, want the 1,000 bytes that the Broker keeps, rounded up to a page", got)
+	}
+}
+
+func TestANodeTakesOneConnection(t *testing.T) {
+	r := startRedis(t)
+	n := startNode(t, r, &sse.Broker{})
+	var clients []*client
+	for range 50 {
+		clients = append(clients, n.connect(t, ""))
+	}
+	id := publish(t, newStream(t, r), sse.Event{Data: "x"})
+	for _, c := range clients {
+		wantEvents(t, c, sse.Event{ID: id, Data: "x"})
+	}
+	list := r.Do(t, "CLIENT", "LIST")
+	if got := strings.Count(list, "name="+n.name+" "); got != 1 {
+		t.Errorf("got %d connections, want 1", got)
+	}
+}
+
+func TestFollowEndsWithItsContextAndItsBroker(t *testing.T) {
+	r := startRedis(t)
+	var b sse.Broker
+	s := newStream(t, r)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	done := make(chan error)
+	go func() { done <- s.Follow(ctx, &b) }()
+	redistest.WaitUntil(t, "the stream is followed", func() bool { return s.Err() == nil })
+	why := errors.New("why")
+	began := time.Now()
+	cancel(why)
+	if err := <-done; err != why {
+		t.Errorf("got %v, want the context's cause", err)
+	}
+	if took := time.Since(began); took > 500*time.Millisecond {
+		t.Errorf("Follow took %v to end, want at once", took)
+	}
+
+	s = newStream(t, r)
+	go func() { done <- s.Follow(t.Context(), &b) }()
+	redistest.WaitUntil(t, "the stream is followed", func() bool { return s.Err() == nil })
+	b.Shutdown(t.Context())
+	publish(t, s, sse.Event{})
+	if err := <-done; !errors.Is(err, sse.ErrClosed) {
+		t.Errorf("got %v, want %v", err, sse.ErrClosed)
+	}
+	if err := s.Follow(t.Context(), &sse.Broker{History: -1}); err == nil {
+		t.Error("got no error for a Broker without a history")
+	}
+}
+
+// What others put into the stream.
+
+func TestEntriesOfOtherPrograms(t *testing.T) {
+	r := startRedis(t)
+	n := startNode(t, r, &sse.Broker{})
+	c := n.connect(t, "", "news")
+	before := n.broker.LastEventID()
+	id := r.Do(t, "XADD", "events", "*", "topics", "news", "data", "by hand", "whatever", "else")
+	r.Do(t, "XADD", "events", "*", "topics", "news", "data", "not UTF-8: \xff")
+	r.Do(t, "XADD", "events", "*", "topics", "news", "retry", "soon")
+	last := r.Do(t, "XADD", "events", "*", "topics", "weather\nnews", "type", "t")
+	want := []sse.Event{{ID: id, Data: "by hand"}, {ID: last, Type: "t"}}
+	wantEvents(t, c, want...)
+
+	small := startNode(t, r, &sse.Broker{History: 1}) // has to read them in CatchUp
+	wantEvents(t, small.connect(t, before, "news"), want...)
+}
+
+func TestPublishRefusesWhatCannotBeSent(t *testing.T) {
+	r := startRedis(t)
+	s := newStream(t, r)
+	for _, e := range []sse.Event{{ID: "mine"}, {Data: "\xff"}, {Type: "a\nb"}} {
+		if _, err := s.Publish(t.Context(), e); err == nil {
+			t.Errorf("got no error for %+v", e)
+		}
+		if _, err := s.PublishOnce(t.Context(), "key", e); err == nil {
+			t.Errorf("got no error for %+v", e)
+		}
+	}
+	if _, err := s.Publish(t.Context(), sse.Event{}, "a\nb"); err == nil {
+		t.Error("got no error for a topic with a line break")
+	}
+	if got := r.Do(t, "EXISTS", "events"); got != "0" {
+		t.Error("something was published")
+	}
+}
+
+func TestMaxLenBoundsTheStream(t *testing.T) {
+	r := startRedis(t)
+	s := &redisstream.Stream{Options: r.Options(), MaxLen: 200, Key: "short"}
+	defer s.Close()
+	for i := range 1000 {
+		if i%2 == 0 {
+			publish(t, s, sse.Event{Data: "x"})
+		} else if _, err := s.PublishOnce(t.Context(), strconv.Itoa(i), sse.Event{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, _ := strconv.Atoi(r.Do(t, "XLEN", "short")); got < 200 || got > 400 {
+		t.Errorf("got %d entries, want about 200", got)
+	}
+}
+
+// What goes wrong, and what happens.
+
+func TestRedisUnreachableAtStart(t *testing.T) {
+	r := redistest.New(t)
+	var log logBuffer
+	n := newNode(t, r, &sse.Broker{})
+	n.stream.Logger = log.logger()
+	n.follow(t)
+	redistest.WaitUntil(t, "the error is told", func() bool {
+		err := n.stream.Err()
+		return err != nil && strings.Contains(err.Error(), "connection refused") && strings.Contains(log.String(), "connection refused")
+	})
+	c := n.connect(t, "") // the HTTP side is up
+	c.wantNothing(t, 100*time.Millisecond)
+
+	r.Start(t)
+	n.waitUntilFollowing(t)
+	redistest.WaitUntil(t, "the client has its place", func() bool { return c.lastID() != "" })
+	id := publish(t, n, sse.Event{Data: "at last"})
+	wantEvents(t, c, sse.Event{ID: id, Data: "at last"})
+}
+
+func TestAClientThatWaitsForAStartingNodeGetsNoOldEvents(t *testing.T) {
+	r := startRedis(t)
+	for range 3 {
+		publish(t, newStream(t, r), sse.Event{Data: "old"})
+	}
+	n := newNode(t, r, &sse.Broker{})
+	n.gate.close()
+	n.follow(t)
+	c := n.connect(t, "")
+	redistest.WaitUntil(t, "the client waits", func() bool { return n.Stats().Clients == 1 })
+	n.gate.open()
+	n.waitUntilFollowing(t)
+	redistest.WaitUntil(t, "the client has its place", func() bool { return c.lastID() != "" })
+	id := publish(t, n, sse.Event{Data: "new"})
+	wantEvents(t, c, sse.Event{ID: id, Data: "new"})
+}
+
+func TestRedisGoneForAWhile(t *testing.T) {
+	for _, how := range []os.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		t.Run(how.String(), func(t *testing.T) {
+			r := startRedis(t)
+			a, b := startNode(t, r, &sse.Broker{KeepAlive: 50 * time.Millisecond}), startNode(t, r, &sse.Broker{})
+			atA, atB := a.connect(t, ""), b.connect(t, "")
+			first := publish(t, a, sse.Event{Data: "before"})
+			wantEvents(t, atA, sse.Event{ID: first, Data: "before"})
+			wantEvents(t, atB, sse.Event{ID: first, Data: "before"})
+
+			r.Stop(t, how)
+			began := time.Now()
+			if _, err := a.stream.Publish(t.Context(), sse.Event{}); err == nil {
+				t.Error("got no error from Publish without Redis")
+			} else if took := time.Since(began); took > 2*time.Second {
+				t.Errorf("Publish took %v to return %v, want at once", took, err)
+			}
+			redistest.WaitUntil(t, "the outage is told", func() bool { return a.stream.Err() != nil })
+			alive := atA.comments.Load()
+			redistest.WaitUntil(t, "clients get keep-alives", func() bool { return atA.comments.Load() > alive+3 })
+
+			r.Start(t)
+			second := publishSoon(t, b, sse.Event{Data: "after"})
+			wantEvents(t, atA, sse.Event{ID: second, Data: "after"})
+			wantEvents(t, atB, sse.Event{ID: second, Data: "after"})
+			wantEvents(t, a.connect(t, first), sse.Event{ID: second, Data: "after"})
+			if got := a.Stats().Gaps + b.Stats().Gaps; got != 0 {
+				t.Errorf("got %d gaps, want none", got)
+			}
+		})
+	}
+}
+
+func TestPublishReturnsAtItsDeadline(t *testing.T) {
+	r := startRedis(t)
+	s := newStream(t, r)
+	publish(t, s, sse.Event{})
+	r.Signal(t, syscall.SIGSTOP)
+	defer r.Signal(t, syscall.SIGCONT)
+	for name, call := range map[string]func(context.Context) (string, error){
+		"Publish":     func(ctx context.Context) (string, error) { return s.Publish(ctx, sse.Event{}) },
+		"PublishOnce": func(ctx context.Context) (string, error) { return s.PublishOnce(ctx, "key", sse.Event{}) },
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		defer cancel()
+		began := time.Now()
+		_, err := call(ctx)
+		if took := time.Since(began); err == nil || took > 2*time.Second {
+			t.Errorf("%s returned %v after %v, want an error after 200ms", name, err, took)
+		}
+	}
+}
+
+func TestRedisReplacedByAnEmptyOne(t *testing.T) {
+	r := startRedis(t)
+	a, b := startNode(t, r, &sse.Broker{}), startNode(t, r, &sse.Broker{})
+	atA, atB := a.connect(t, ""), b.connect(t, "", "", "other")
+	quiet := b.connect(t, "", "quiet")
+	redistest.WaitUntil(t, "the client has its place", func() bool { return quiet.lastID() != "" })
+	place := quiet.lastID()
+	first := publish(t, a, sse.Event{Data: "before"})
+	wantEvents(t, atA, sse.Event{ID: first, Data: "before"})
+	wantEvents(t, atB, sse.Event{ID: first, Data: "before"})
+
+	r.Stop(t, syscall.SIGTERM)
+	r.Empty(t)
+	r.Start(t)
+	gap := sse.Event{Type: "gap", Data: first}
+	wantBesidesID(t, atA, gap)
+	wantBesidesID(t, atB, gap)
+	wantBesidesID(t, quiet, sse.Event{Type: "gap", Data: place})
+	second := publish(t, a, sse.Event{Data: "after"})
+	after := sse.Event{ID: second, Data: "after"}
+	wantEvents(t, atA, after)
+	wantEvents(t, atB, after)
+	for _, n := range []*node{a, b} {
+		c := n.connect(t, first)
+		wantBesidesID(t, c, gap)
+		wantEvents(t, c, after)
+		wantEvents(t, n.connect(t, atA.lastID()), publishedNow(t, n, "live"))
+		atA.next(t)
+		atB.next(t)
+	}
+}
+
+func TestStreamDeletedUnderARunningRedis(t *testing.T) {
+	r := startRedis(t)
+	n := startNode(t, r, &sse.Broker{})
+	c := n.connect(t, "")
+	first := publish(t, n, sse.Event{Data: "before"})
+	wantEvents(t, c, sse.Event{ID: first, Data: "before"})
+	r.Do(t, "DEL", "events")
+	wantBesidesID(t, c, sse.Event{Type: "gap", Data: first}) // without any new event
+	wantEvents(t, c, publishedNow(t, n, "after"))
+}
+
+func TestStreamTrimmedPastWhereANodeStood(t *testing.T) {
+	r := startRedis(t)
+	there, away := startNode(t, r, &sse.Broker{}), startNode(t, r, &sse.Broker{})
+	atThere, atAway := there.connect(t, ""), away.connect(t, "")
+	quiet := away.connect(t, "", "quiet")
+	first := publish(t, there, sse.Event{Data: "first"})
+	wantEvents(t, atThere, sse.Event{ID: first, Data: "first"})
+	wantEvents(t, atAway, sse.Event{ID: first, Data: "first"})
+
+	away.gate.close()
+	var events []sse.Event
+	for i := range 10 {
+		e := sse.Event{Data: strconv.Itoa(i)}
+		e.ID = publish(t, there, e)
+		events = append(events, e)
+	}
+	wantEvents(t, atThere, events...)
+	r.Do(t, "XTRIM", "events", "MAXLEN", "3")
+	away.gate.open()
+	wantBesidesID(t, atAway, sse.Event{Type: "gap", Data: first})
+	wantEvents(t, atAway, events[7:]...)
+	if e := quiet.next(t); e.Type != "gap" {
+		t.Errorf("got %+v, want a gap for a client of another topic too", e)
+	}
+	if got := there.Stats().Gaps; got != 0 {
+		t.Errorf("got %d gaps at the node that was there, want none", got)
+	}
+	// Both nodes go on together, and serve each other's clients.
+	last := publish(t, there, sse.Event{Data: "last"})
+	wantEvents(t, atThere, sse.Event{ID: last, Data: "last"})
+	wantEvents(t, atAway, sse.Event{ID: last, Data: "last"})
+	wantEvents(t, away.connect(t, events[8].ID), events[9], sse.Event{ID: last, Data: "last"})
+}
+
+func TestStreamTrimmedPastAClientsPlace(t *testing.T) {
+	r := startRedis(t)
+	s := newStream(t, r)
+	var events []sse.Event
+	for i := range 20 {
+		e := sse.Event{Data: strconv.Itoa(i)}
+		e.ID = publish(t, s, e)
+		events = append(events, e)
+	}
+	r.Do(t, "XTRIM", "events", "MAXLEN", "10")
+	n := startNode(t, r, &sse.Broker{History: 2})
+	for _, id := range []string{events[4].ID, "1-0", "no-place", "99999999999999-0"} {
+		c := n.connect(t, id)
+		wantBesidesID(t, c, sse.Event{Type: "gap", Data: id})
+		wantEvents(t, c, events[10:]...)
+	}
+	wantEvents(t, n.connect(t, events[10].ID), events[11:]...)
+}
+
+// Idempotency.
+
+func TestPublishOnceAppendsOnce(t *testing.T) {
+	r := startRedis(t)
+	s := newStream(t, r)
+	s.OnceFor = 300 * time.Millisecond
+	once := func(key string) string {
+		id, err := s.PublishOnce(t.Context(), key, sse.Event{Data: key})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	first, second := once("order 1"), once("order 2")
+	if first == second {
+		t.Errorf("two keys have the ID %s", first)
+	}
+	if again := once("order 1"); again != first {
+		t.Errorf("got ID %s the second time, want %s", again, first)
+	}
+	if got := r.Do(t, "XLEN", "events"); got != "2" {
+		t.Errorf("got %s entries, want 2", got)
+	}
+	redistest.WaitUntil(t, "the key is forgotten", func() bool { return once("order 1") != first })
+}
+
+// The publisher cannot know whether an append whose answer got lost was done.
+func TestARetryAfterALostAnswerDoublesNothing(t *testing.T) {
+	r := startRedis(t)
+	g := &gate{addr: r.Addr}
+	opt := r.Options()
+	opt.Dialer = g.dial
+	s := &redisstream.Stream{Options: opt}
+	defer s.Close()
+	if _, err := s.PublishOnce(t.Context(), "warm", sse.Event{}); err != nil {
+		t.Fatal(err)
+	}
+	once := func() (string, error) { return s.PublishOnce(t.Context(), "order 1", sse.Event{Data: "once"}) }
+	plain := func() (string, error) { return s.Publish(t.Context(), sse.Event{Data: "plain"}) }
+	for name, c := range map[string]struct {
+		call func() (string, error)
+		want int64
+	}{"PublishOnce": {once, 1}, "Publish": {plain, 2}} {
+		r.Do(t, "DEL", "events")
+		g.loseNextAnswer()
+		if _, err := c.call(); err == nil {
+			t.Fatalf("%s: got no error, the answer was not lost", name)
+		}
+		redistest.WaitUntil(t, "the append was done", func() bool { return r.Do(t, "XLEN", "events") == "1" })
+		if _, err := c.call(); err != nil {
+			t.Fatal(err)
+		}
+		if got := r.Do(t, "XLEN", "events"); got != fmt.Sprint(c.want) {
+			t.Errorf("%s: got %s entries after the retry, want %d", name, got, c.want)
+		}
+	}
+}
+
+// Helpers.
+
+func startRedis(t *testing.T) *redistest.Server {
+	t.Helper()
+	r := redistest.New(t)
+	r.Start(t)
+	return r
+}
+
+func newStream(t *testing.T, r *redistest.Server) *redisstream.Stream {
+	s := &redisstream.Stream{Options: r.Options()}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// A gate is a way to Redis that can be closed.
+type gate struct {
+	addr  string
+	mu    sync.Mutex
+	state int
+	conns []net.Conn
+	lose  atomic.Bool
+}
+
+const (
+	gateOpen = iota
+	gateShut
+	gateReadsOnly // connections of commands pass, that of the tail does not
+)
+
+func (g *gate) set(state int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.state = state
+	if state == gateOpen {
+		return
+	}
+	for _, c := range g.conns {
+		c.Close()
+	}
+	g.conns = nil
+}
+
+func (g *gate) close()          { g.set(gateShut) }
+func (g *gate) open()           { g.set(gateOpen) }
+func (g *gate) readsOnly()      { g.set(gateReadsOnly) }
+func (g *gate) loseNextAnswer() { g.lose.Store(true) }
+
+func (g *gate) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.state == gateShut {
+		return nil, errors.New("the gate is closed")
+	}
+	c, err := new(net.Dialer).DialContext(ctx, "tcp", g.addr)
+	if err != nil {
+		return nil, err
+	}
+	g.conns = append(g.conns, c)
+	return &gateConn{TCPConn: c.(*net.TCPConn), gate: g, noTail: g.state == gateReadsOnly}, nil
+}
+
+// A gateConn is a connection through a gate.
+type gateConn struct {
+	*net.TCPConn // the client looks at the socket itself, to see whether it is still good
+	gate         *gate
+	noTail       bool
+	lost         bool
+}
+
+func (c *gateConn) Write(p []byte) (int, error) {
+	if c.noTail && bytes.Contains(bytes.ToLower(p), []byte("xread")) {
+		return 0, errors.New("the gate is closed to the tail")
+	}
+	appends := bytes.Contains(bytes.ToUpper(p), []byte("XADD")) || bytes.Contains(bytes.ToUpper(p), []byte("EVAL"))
+	if appends && c.gate.lose.CompareAndSwap(true, false) {
+		c.lost = true
+	}
+	return c.TCPConn.Write(p)
+}
+
+func (c *gateConn) Read(p []byte) (int, error) {
+	n, err := c.TCPConn.Read(p)
+	if c.lost {
+		c.Close()
+		return 0, io.EOF
+	}
+	return n, err
+}
+
+// A node is one of the processes behind a load balancer.
+type node struct {
+	*httptest.Server
+	name   string
+	gate   *gate
+	stream *redisstream.Stream
+	broker *sse.Broker
+}
+
+var nodes atomic.Int64
+
+func newNode(t *testing.T, r *redistest.Server, b *sse.Broker) *node {
+	t.Helper()
+	n := &node{name: fmt.Sprint("node", nodes.Add(1)), gate: &gate{addr: r.Addr}, broker: b}
+	opt := r.Options()
+	opt.ClientName = n.name
+	opt.Dialer = n.gate.dial
+	n.stream = &redisstream.Stream{Options: opt, Logger: slog.Default()}
+	b.CatchUp = n.stream.CatchUp
+	b.Logger = slog.Default()
+	n.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n.broker.Serve(w, r, r.URL.Query()["topic"]...)
+	}))
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		n.broker.Shutdown(ctx)
+		n.Server.Close()
+		n.stream.Close()
+	})
+	return n
+}
+
+func (n *node) follow(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { n.stream.Follow(ctx, n.broker); close(done) }()
+	t.Cleanup(func() { cancel(); <-done })
+}
+
+func (n *node) waitUntilFollowing(t *testing.T) {
+	t.Helper()
+	redistest.WaitUntil(t, "the node follows the stream", func() bool { return n.stream.Err() == nil })
+}
+
+func startNode(t *testing.T, r *redistest.Server, b *sse.Broker) *node {
+	t.Helper()
+	n := newNode(t, r, b)
+	n.follow(t)
+	n.waitUntilFollowing(t)
+	return n
+}
+
+func (n *node) Stats() sse.Stats { return n.broker.Stats() }
+
+func (n *node) Publish(ctx context.Context, e sse.Event, topics ...string) (string, error) {
+	return n.stream.Publish(ctx, e, topics...)
+}
+
+// A client reads a stream as a browser does.
+type client struct {
+	events   chan sse.Event
+	comments atomic.Int64
+	mu       sync.Mutex
+	place    string
+}
+
+// connect connects a client with this Last-Event-ID to the topics. It returns
+// when the node has begun to serve it.
+func (n *node) connect(t *testing.T, lastEventID string, topics ...string) *client {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	url := n.URL + "?topic=" + strings.Join(topics, "&topic=")
+	req, err := http.NewRequestWithContext(ctx, "GET", url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if lastEventID != "" {
+		req.Header.Set("Last-Event-ID", lastEventID)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		t.Fatalf("got status %s", resp.Status)
+	}
+	c := &client{events: make(chan sse.Event, 10_000)}
+	done := make(chan struct{})
+	t.Cleanup(func() { cancel(); <-done })
+	go func() {
+		defer close(done)
+		defer close(c.events)
+		defer resp.Body.Close()
+		d := sse.NewDecoder(io.TeeReader(resp.Body, c))
+		for e := range d.All() {
+			c.events <- e
+		}
+	}()
+	return c
+}
+
+// Write looks at what the client is sent, for what no event shows.
+func (c *client) Write(p []byte) (int, error) {
+	c.comments.Add(int64(bytes.Count(p, []byte(":\n\n"))))
+	for line := range strings.Lines(string(p)) {
+		if id, ok := strings.CutPrefix(line, "id: "); ok {
+			c.mu.Lock()
+			c.place = strings.TrimSpace(id)
+			c.mu.Unlock()
+		}
+	}
+	return len(p), nil
+}
+
+func (c *client) lastID() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.place
+}
+
+func (c *client) next(t *testing.T) sse.Event {
+	t.Helper()
+	select {
+	case e, ok := <-c.events:
+		if !ok {
+			t.Fatal("the stream has ended")
+		}
+		return e
+	case <-time.After(15 * time.Second):
+		t.Fatal("no event came")
+	}
+	panic("unreachable")
+}
+
+// wantNothing fails if an event comes within d.
+func (c *client) wantNothing(t *testing.T, d time.Duration) {
+	t.Helper()
+	select {
+	case e, ok := <-c.events:
+		t.Fatalf("got %+v (%v), want nothing", e, ok)
+	case <-time.After(d):
+	}
+}
+
+func wantEvents(t *testing.T, c *client, want ...sse.Event) {
+	t.Helper()
+	for _, want := range want {
+		if got := c.next(t); got != want {
+			t.Fatalf("got %+v, want %+v", got, want)
+		}
+	}
+}
+
+// wantBesidesID is wantEvents for one event whose ID does not matter.
+func wantBesidesID(t *testing.T, c *client, want sse.Event) {
+	t.Helper()
+	got := c.next(t)
+	if got.ID = ""; got != want {
+		t.Fatalf("got %+v, want %+v", got, want)
+	}
+}
+
+type publisher interface {
+	Publish(context.Context, sse.Event, ...string) (string, error)
+}
+
+func publish(t *testing.T, p publisher, e sse.Event, topics ...string) (id string) {
+	t.Helper()
+	id, err := p.Publish(t.Context(), e, topics...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// publishedNow publishes an event and returns it as a client gets it.
+func publishedNow(t *testing.T, p publisher, data string) sse.Event {
+	t.Helper()
+	return sse.Event{ID: publish(t, p, sse.Event{Data: data}), Data: data}
+}
+
+// publishSoon publishes as soon as Redis is there again.
+func publishSoon(t *testing.T, p publisher, e sse.Event) (id string) {
+	t.Helper()
+	redistest.WaitUntil(t, "Redis takes an event", func() bool {
+		var err error
+		id, err = p.Publish(t.Context(), e)
+		return err == nil
+	})
+	return id
+}
+
+// A logBuffer keeps what is logged.
+type logBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *logBuffer) logger() *slog.Logger { return slog.New(slog.NewTextHandler(b, nil)) }
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
