@@ -32,6 +32,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
@@ -5131,6 +5132,75 @@ func BenchmarkReplay(b *testing.B) {
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/event")
 		})
 	}
+}
+
+// A deadline left on an HTTP/2 stream that was reset holds the stream's memory
+// until it passes.
+func TestResetStreamHasNoDeadlineLeft(t *testing.T) {
+	r := httptest.NewRequest("GET", "/", nil)
+	r.ProtoMajor, r.ProtoMinor = 2, 0
+	w := &resetStream{ResponseRecorder: httptest.NewRecorder()}
+	if err := new(Broker).Serve(w, r); !errors.Is(err, ErrClientLeft) {
+		t.Errorf("got %v, want ErrClientLeft", err)
+	}
+	if !w.deadline.IsZero() {
+		t.Errorf("got a deadline at %v, want none", w.deadline)
+	}
+}
+
+// A resetStream is the answer to a request that the client has reset.
+type resetStream struct {
+	*httptest.ResponseRecorder
+	deadline time.Time
+}
+
+func (s *resetStream) SetWriteDeadline(t time.Time) error { s.deadline = t; return nil }
+func (s *resetStream) FlushError() error                  { return errors.New("stream closed") }
+
+// A keep-alive that fits in the socket's buffer misses no deadline of the
+// program's: the kernel has to break off the connection.
+func TestDetachedDeadPeerIsBrokenOff(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("TCP_USER_TIMEOUT is Linux's")
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hijacked := make(chan net.Conn, 1)
+	b := &Broker{WriteTimeout: 7 * time.Second}
+	srv := &http.Server{
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { b.Detach(w, r, nil) }),
+		ConnState: func(c net.Conn, s http.ConnState) {
+			if s == http.StateHijacked {
+				hijacked <- c
+			}
+		},
+	}
+	go srv.Serve(ln)
+	defer srv.Close()
+	defer b.Shutdown(t.Context())
+	conn, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	c := <-hijacked
+	conn.Read(make([]byte, 1)) // the option is set before the first byte leaves
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := 0
+	raw.Control(func(fd uintptr) { got, err = getOption(syscall.GetsockoptInt, fd, 18) })
+	if err != nil || got != 7000 {
+		t.Errorf("got TCP_USER_TIMEOUT %d ms, error %v, want 7000", got, err)
+	}
+}
+
+func getOption[FD ~int | ~uintptr](f func(FD, int, int) (int, error), fd uintptr, option int) (int, error) {
+	return f(FD(fd), syscall.IPPROTO_TCP, option)
 }
 
 // Reset: a Broker fed from a log elsewhere.

@@ -63,6 +63,7 @@ type Writer struct {
 	rc         *http.ResponseController
 	ctx        context.Context
 	noDeadline bool      // w has none to set
+	http2      bool      // a deadline is a timer of the stream's
 	keep       bool      // leave a deadline set after the write
 	deadline   time.Time // that is set, if keep
 	wrote      time.Time // the beginning of the last write
@@ -97,7 +98,13 @@ func NewWriter(w http.ResponseWriter, r *http.Request) (*Writer, error) {
 }
 
 func newWriter(w http.ResponseWriter, r *http.Request, timeout time.Duration) *Writer {
-	return &Writer{WriteTimeout: timeout, w: w, rc: http.NewResponseController(w), ctx: r.Context()}
+	return &Writer{
+		WriteTimeout: timeout,
+		w:            w,
+		rc:           http.NewResponseController(w),
+		ctx:          r.Context(),
+		http2:        r.ProtoMajor == 2,
+	}
 }
 
 // open begins the stream with hello, in the same flush as the headers: no client
@@ -296,6 +303,12 @@ func (w *Writer) cut() {
 // fail ends the stream because of a failed write and returns the reason.
 func (w *Writer) fail(err error) error {
 	w.err = writeError(err, w.wrote, cmp.Or(w.WriteTimeout, defaultWriteTimeout))
+	if w.http2 {
+		// It would hold the memory of a stream that was reset until it passes, and a
+		// client can open and reset thousands of streams a second. On a connection
+		// it stays, for what net/http writes last.
+		w.clearDeadline()
+	}
 	return w.err
 }
 
