@@ -75,8 +75,9 @@ type Broker struct {
 	MaxClients int
 
 	// KeepAlive is the time without an event after which a client is sent a
-	// comment. 0 is 15 seconds; negative sends none, and then a client that
-	// vanished without a word is noticed only by the next event.
+	// comment, and its ID again if there were events of other topics meanwhile.
+	// 0 is 15 seconds; negative sends none, and then a client that left is
+	// noticed only by the next event if it was detached.
 	KeepAlive time.Duration
 
 	// WriteTimeout bounds each write to a client; one that takes longer is cut
@@ -955,8 +956,8 @@ func names(topics []*topic) []string {
 //
 // Serve returns why the stream ended: an error that wraps [ErrClientLeft],
 // [ErrTooSlow], [ErrClosed] after Shutdown, [ErrFull] if there were MaxClients
-// clients already, an error of CatchUp, or one of [NewWriter]; never nil, but
-// for HEAD, whose answer is the headers alone. The stream ends early when the
+// clients already, an error of CatchUp, or [http.ErrNotSupported] where
+// [NewWriter] finds that w cannot be flushed; never nil, but for HEAD, whose answer is the headers alone. The stream ends early when the
 // request's context does; the program may give r one of its own, to revoke a
 // client's access say.
 func (b *Broker) Serve(w http.ResponseWriter, r *http.Request, topics ...string) error {
@@ -1074,15 +1075,14 @@ func write(out *Writer, batch []*entry) error {
 }
 
 // Detach is Serve for very many clients: it begins the stream and returns at
-// once, having taken the connection away from net/http. A client then costs a
-// socket and a few hundred bytes, where a handler that runs costs some 20 KB.
-// All that is said of Serve holds: replay, gaps, keep-alives, WriteTimeout,
+// once, having taken the connection away from net/http. A client then costs its
+// socket and about a kilobyte, where a handler that runs costs some 25 KB. All that is said of Serve holds: replay, gaps, keep-alives, WriteTimeout,
 // MaxClients, Shutdown.
 //
 // The stream's end, at once or much later, is told to done, which may be nil. It
-// is called exactly once, in a goroutine of its own, with what Serve would have
-// returned. What a handler does before and after Serve goes before Detach and
-// into done:
+// is called exactly once, before Detach returns or from another goroutine, with
+// what Serve would have returned; Shutdown waits for it. What a handler does before
+// and after Serve goes before Detach and into done:
 //
 //	online.Add(user)
 //	broker.Detach(w, r, func(err error) { online.Remove(user) }, "prices")
@@ -1092,8 +1092,9 @@ func write(out *Writer, batch []*entry) error {
 // connection is noticed by the next write, at the latest by the next keep-alive.
 //
 // The stream is delimited by the end of the connection. Where that cannot be
-// taken over, because the client speaks HTTP/2 or a ResponseWriter offers no
-// Hijack, Detach serves the client as Serve does, and blocks until it has left.
+// taken over, because the client speaks HTTP/2, or a ResponseWriter offers no
+// Hijack, or Varnish would hold back the beginning, Detach serves the client as
+// Serve does, and blocks until it has left.
 func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error), topics ...string) {
 	if done == nil {
 		done = func(error) {}
