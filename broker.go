@@ -1045,7 +1045,7 @@ func (b *Broker) serve(w http.ResponseWriter, r *http.Request, s *subscriber) (e
 	case out.isCut.Load():
 		return errCut
 	case errors.Is(err, ErrClosed):
-		write(out, b.farewell(s.lastID))
+		write(out, b.farewell(""))
 	}
 	return err
 }
@@ -1293,7 +1293,7 @@ func (b *Broker) owedLocked(s *subscriber, batch []*entry) (_ []*entry, all bool
 	case !all:
 	case b.closed && !d.bidden:
 		d.bidden = true
-		batch = append(batch, b.farewell(s.lastID)...)
+		batch = append(batch, b.farewell("")...)
 	case d.idle:
 		if len(batch) == 0 {
 			batch = b.keepAliveLocked(s)
@@ -1363,7 +1363,8 @@ func (b *Broker) welcome(s *subscriber) []*entry {
 }
 
 // farewell returns what a client is told as the Broker sends it away: to come
-// back at a random time, from Retry up to twice that, since many others will.
+// back at a random time, from Retry up to twice that, since many others will. One
+// that was told nothing else yet is told its own ID again, as in welcome.
 func (b *Broker) farewell(lastID string) []*entry {
 	return b.retryMark(lastID, b.retry()+mrand.N(b.retry()))
 }

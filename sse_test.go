@@ -5203,6 +5203,23 @@ func getOption[FD ~int | ~uintptr](f func(FD, int, int) (int, error), fd uintptr
 	return f(FD(fd), syscall.IPPROTO_TCP, option)
 }
 
+// What Shutdown says last does not make a client forget what it got just before.
+func TestShutdownLeavesTheLastEventID(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{}
+		s := serve(t, b)
+		c := s.get("/", "")
+		c.want("")
+		b.Publish(Event{Data: "1"})
+		b.Publish(Event{Data: "2"})
+		go b.Shutdown(t.Context())
+		c.want("1 2")
+		if got, want := c.lastID(), b.LastEventID(); got != want {
+			t.Errorf("last event ID: got %q, want %q", got, want)
+		}
+	})
+}
+
 // Reset: a Broker fed from a log elsewhere.
 
 func TestResetTellsLoopsOfAGap(t *testing.T) {
