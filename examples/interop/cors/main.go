@@ -1,0 +1,117 @@
+// Cors serves a page at one origin and a stream at another, which wants a cookie,
+// as app.example.com and api.example.com would.
+//
+//	go run ./cors
+//	curl -Ni -H 'Origin: http://localhost:8080' -b user=curl localhost:8081/events
+package main
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"flag"
+	"fmt"
+	"html/template"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/seed22e817d0/sse"
+)
+
+//go:embed index.html
+var index string
+
+var page = template.Must(template.New("page").Parse(index))
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "cors:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	app := flag.String("app", "localhost:8080", "the address of the page")
+	api := flag.String("api", "localhost:8081", "the address of the stream")
+	flag.Parse()
+	interrupted, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	appListener, err := net.Listen("tcp", *app)
+	if err != nil {
+		return err
+	}
+	apiListener, err := net.Listen("tcp", *api)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("The page is at http://%s, the stream at http://%s/events\n", *app, *api)
+
+	broker := &sse.Broker{}
+	go func() {
+		for now := range time.Tick(time.Second) {
+			broker.Publish(sse.Event{Data: now.Format(time.TimeOnly)})
+		}
+	}()
+	servers := []*http.Server{
+		{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			page.Execute(w, "http://"+*api)
+		})},
+		{Handler: cors(stream(broker), "http://"+*app)},
+	}
+	failed := make(chan error, 2)
+	go func() { failed <- servers[0].Serve(appListener) }()
+	go func() { failed <- servers[1].Serve(apiListener) }()
+
+	select {
+	case err := <-failed:
+		return err
+	case <-interrupted.Done():
+	}
+	stop() // a second Ctrl-C ends the program at once
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second/2)
+	defer cancel()
+	broker.Shutdown(ctx)
+	return errors.Join(servers[0].Close(), servers[1].Close())
+}
+
+// cors lets pages of these origins, and no others, use next with the user's
+// cookies.
+func cors(next http.Handler, origins ...string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// A cache must not give one origin's answer to another.
+		w.Header().Add("Vary", "Origin")
+		if origin := r.Header.Get("Origin"); slices.Contains(origins, origin) {
+			// Not "*", which browsers refuse where cookies are sent.
+			w.Header().Set("Access-Control-Allow-Origin", origin)
+			w.Header().Set("Access-Control-Allow-Credentials", "true")
+			// An EventSource never asks first. A fetch that sends the header does.
+			w.Header().Set("Access-Control-Allow-Headers", "Last-Event-ID")
+		}
+		if r.Method == http.MethodOptions {
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// stream serves the broker to users who have signed in.
+func stream(broker *sse.Broker) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /login", func(w http.ResponseWriter, r *http.Request) {
+		http.SetCookie(w, &http.Cookie{Name: "user", Value: "somebody", HttpOnly: true, SameSite: http.SameSiteLaxMode})
+	})
+	mux.HandleFunc("GET /events", func(w http.ResponseWriter, r *http.Request) {
+		if _, err := r.Cookie("user"); err != nil {
+			http.Error(w, "sign in first", http.StatusUnauthorized)
+			return
+		}
+		broker.Serve(w, r)
+	})
+	return mux
+}
