@@ -1,0 +1,10 @@
+// Package benchmark compares what Server-Sent Events cost, for the same work,
+// with this library, with others, and with the pattern of the tutorials.
+// It holds nothing but benchmarks:
+//
+//	go test -run '^$' -bench . -count 3 -timeout 1h | tee bench.out
+//	go run ./table bench.out   # the comparison, in Markdown
+//	go run ./many              # this library with very many clients
+//
+// README.md tells what the figures mean.
+package benchmark
