@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -192,7 +193,7 @@ func TestSlowBesideGood(t *testing.T) {
 			go good.read(c)
 		}
 		eventually(t, 10*time.Second, "good clients are there", func() bool { return b.Stats().Clients == n })
-		good.measure(b, span/3) // warms up
+		good.measure(t, b, n, span/3) // warms up
 		var publish, deliver [2][]time.Duration
 		for round := range 3 {
 			for with := range 2 {
@@ -200,7 +201,7 @@ func TestSlowBesideGood(t *testing.T) {
 				if with == 1 {
 					leave = slowOnes(t, b, ln.Addr().String(), n)
 				}
-				p, d := good.measure(b, span)
+				p, d := good.measure(t, b, n, span)
 				publish[with] = append(publish[with], p...)
 				deliver[with] = append(deliver[with], d...)
 				if want := len(p) * n; len(d) != want {
@@ -224,12 +225,16 @@ func TestSlowBesideGood(t *testing.T) {
 			for with := range 2 {
 				p50[with], p99[with] = quantile(c.d[with], 0.5), quantile(c.d[with], 0.99)
 			}
-			// What a busy machine adds is not the slow clients' doing.
-			r := ratio(p99[1], p99[0], either(20*time.Millisecond, 100*time.Microsecond))
+			r := ratio(p99[1], p99[0], 100*time.Microsecond)
 			t.Logf("%d good clients, without and with %d slow ones: %s p50 %v, %v; p99 %v, %v: ratio %.2f",
 				n, n, c.name, p50[0], p50[1], p99[0], p99[1], float64(p99[1])/float64(p99[0]))
-			if r > 4 {
+			// A short run on a busy machine says nothing of a hundredth of its
+			// events, but who waits for a slow client waits for WriteTimeout.
+			if *long && r > 4 {
 				t.Errorf("%s: p99 is %.1f times as long with slow clients", c.name, r)
+			}
+			if worst := slices.Max(c.d[1]); worst > b.WriteTimeout/2 {
+				t.Errorf("%s: took up to %v with slow clients", c.name, worst)
 			}
 		}
 	})
@@ -259,8 +264,9 @@ func (g *goods) read(c *client) {
 }
 
 // measure publishes 20 events a second for so long, and returns how long each
-// call took, and each event's way to each good client.
-func (g *goods) measure(b *sse.Broker, span time.Duration) (publish, delivered []time.Duration) {
+// call took, and each event's way to each of the n good clients.
+func (g *goods) measure(t *testing.T, b *sse.Broker, n int, span time.Duration) (publish, delivered []time.Duration) {
+	t.Helper()
 	g.mu.Lock()
 	g.delivered = nil
 	g.mu.Unlock()
@@ -272,7 +278,11 @@ func (g *goods) measure(b *sse.Broker, span time.Duration) (publish, delivered [
 		b.Publish(sse.Event{Data: fmt.Sprint(int64(began.Sub(epoch)), " ", fill)})
 		publish = append(publish, time.Since(began))
 	}
-	time.Sleep(500 * time.Millisecond) // for the last one's way
+	eventually(t, 30*time.Second, "the good ones have all events", func() bool {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return len(g.delivered) >= len(publish)*n
+	})
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return publish, g.delivered

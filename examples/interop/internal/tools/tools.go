@@ -4,6 +4,7 @@ package tools
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -54,13 +55,11 @@ func FreePort(t testing.TB) string {
 		if err != nil {
 			continue
 		}
-		ln, err := net.Listen("tcp", "127.0.0.1:"+port)
-		if err != nil {
+		if conn, err := net.Dial("tcp", "127.0.0.1:"+port); err == nil {
+			conn.Close()
 			claim.Close()
 			continue
 		}
-		ln.Close()
-		AwaitForks()
 		claims.Store(port, claim)
 		return port
 	}
@@ -71,20 +70,29 @@ func FreePort(t testing.TB) string {
 // claims keeps the listeners of FreePort from being collected.
 var claims sync.Map
 
-// AwaitForks waits until no process is between fork and exec. Until then it has a
-// copy of every socket, and may keep one open that was closed here.
-func AwaitForks() {
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
+// Listen listens at addr, where another listener may have been closed just now. A
+// program that is being started has a copy of that one, for a moment, so that the
+// address can still be in use.
+func Listen(t testing.TB, addr string) net.Listener {
+	t.Helper()
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		ln, err := net.Listen("tcp", addr)
+		if err == nil {
+			return ln
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) || time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
 }
 
 // A Process is a program that Start started.
 type Process struct {
-	name        string
-	process     *os.Process
-	out, errors buffer        // what it has printed so far
-	done        chan struct{} // closed when it has ended
-	err         error         // how it has ended
+	name      string
+	process   *os.Process
+	out, errs buffer        // what it has printed so far
+	done      chan struct{} // closed when it has ended
+	err       error         // how it has ended
 }
 
 // A buffer can be read while it is written to.
@@ -116,7 +124,7 @@ func Start(t testing.TB, dir, name string, args ...string) *Process {
 	cmd.Env = append(os.Environ(), "HOME="+dir)
 	cmd.SysProcAttr = children()
 	p := &Process{name: name, done: make(chan struct{})}
-	cmd.Stdout, cmd.Stderr = &p.out, &p.errors
+	cmd.Stdout, cmd.Stderr = &p.out, &p.errs
 	cmd.WaitDelay = time.Second
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -175,7 +183,7 @@ func (p *Process) Lines(t testing.TB, f func(line string)) {
 
 // Output returns what the program has printed so far.
 func (p *Process) Output() string {
-	return strings.TrimSpace(string(p.out.from(0)) + string(p.errors.from(0)))
+	return strings.TrimSpace(string(p.out.from(0)) + string(p.errs.from(0)))
 }
 
 // Listening waits until the program accepts connections at addr.
