@@ -222,6 +222,7 @@ type site struct {
 	bytes   int // of an event's data
 	server  *server
 	http    *http.Server
+	conns   atomic.Int64 // that net/http has
 	clients *load.Process
 	number  int64 // of the last event published
 }
@@ -236,13 +237,14 @@ func newSite(tb testing.TB, lib library, keep, bytes int) *site {
 		tb.Fatal(err)
 	}
 	s := &site{tb: tb, lib: lib, bytes: bytes, server: lib.start(keep)}
-	s.http = &http.Server{Handler: s.server.handler}
+	s.http = &http.Server{Handler: s.server.handler, ConnState: s.connState}
 	go s.http.Serve(listener)
 	s.clients, err = load.Start(load.Options{
 		Network: "tcp",
 		Addr:    listener.Addr().String(),
 		Path:    lib.streamPath(),
 		Payload: bytes,
+		NoHead:  lib.noHead,
 	})
 	if err != nil {
 		tb.Fatal(err)
@@ -300,7 +302,7 @@ func warmUp(tb testing.TB, clients *load.Process, n int, publish func() (number 
 	if files, err := meter.Files(); err != nil || n+100 > files {
 		tb.Skipf("%d clients need more than %d open files (%v)", n, files, err)
 	}
-	r, err := clients.Connect(n, load.Place{Number: load.Unknown}, 500*time.Millisecond)
+	r, err := clients.Connect(n, load.Place{Number: load.Unknown}, patience)
 	for range 50 {
 		if err != nil {
 			tb.Fatal(err)
@@ -389,17 +391,33 @@ func (s *site) report() load.Report {
 	return r
 }
 
+// hangUp has all clients leave, and waits until the handlers have noticed:
+// donovanhide's server panics if a client that left misses 128 events first.
 func (s *site) hangUp() {
 	s.tb.Helper()
 	if err := s.clients.HangUp(); err != nil {
 		s.tb.Fatal(err)
+	}
+	for deadline := time.Now().Add(patience); s.conns.Load() > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			s.tb.Fatalf("%d connections are still there", s.conns.Load())
+		}
+	}
+}
+
+func (s *site) connState(_ net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		s.conns.Add(1)
+	case http.StateHijacked, http.StateClosed:
+		s.conns.Add(-1)
 	}
 }
 
 // round has n clients come back, get what they missed, and leave.
 func (r *replay) round(n int) load.Report {
 	r.tb.Helper()
-	if _, err := r.clients.Connect(n, r.from, 0); err != nil {
+	if _, err := r.clients.Connect(n, r.from, patience); err != nil {
 		r.tb.Fatal(err)
 	}
 	report := r.await()
@@ -591,7 +609,7 @@ func idleMemory(tb testing.TB, lib library, n int) float64 {
 	}
 	var addr string
 	read(&addr)
-	clients, err := load.Start(load.Options{Network: "tcp", Addr: addr, Path: lib.streamPath(), Payload: 100})
+	clients, err := load.Start(load.Options{Network: "tcp", Addr: addr, Path: lib.streamPath(), Payload: 100, NoHead: lib.noHead})
 	if err != nil {
 		tb.Fatal(err)
 	}

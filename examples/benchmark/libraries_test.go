@@ -29,6 +29,7 @@ type library struct {
 	replays  bool   // clients that come back get what they missed
 	doubles  int64  // events that such a client gets although it had them
 	inMemory bool   // serves a client without a connection
+	noHead   bool   // sends no head before the first event
 }
 
 // A server is a library at work.
@@ -52,7 +53,7 @@ var libraries = []library{
 	{name: "ours-detach", start: startDetach, replays: true},
 	{name: "naive", start: startNaive, inMemory: true},
 	{name: "r3labs", start: startR3labs, path: "/events?stream=messages", replays: true, doubles: 1, inMemory: true},
-	{name: "tmaxmax", start: startTmaxmax, replays: true, inMemory: true},
+	{name: "tmaxmax", start: startTmaxmax, replays: true, inMemory: true, noHead: true},
 	{name: "donovanhide", start: startDonovanhide, replays: true, doubles: 1, inMemory: true},
 	{name: "floor", start: startFloor},
 }

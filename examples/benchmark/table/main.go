@@ -1,7 +1,7 @@
 // Table turns the output of the benchmarks, of any number of runs, into tables
 // that compare the libraries.
 //
-//	go test -run '^$' -bench . -count 3 -timeout 1h | tee bench.out
+//	for i in 1 2 3; do go test -run '^$' -bench .; done | tee bench.out
 //	go run ./table bench.out                    # or - for the standard input
 //	go run ./table -into README.md bench.out    # between <!-- bench --> and <!-- /bench -->
 package main
@@ -63,24 +63,25 @@ type unit struct {
 	name   string // in the output
 	title  string // in the table, unless it has only this one
 	format string
+	scale  float64
 	ratio  bool // show how many times the base's it is
 }
 
 var tables = []table{
-	{"Burst", "Bursts of 16 events over HTTP/1.1: server CPU, µs for each delivery", []unit{{"cpu-µs/delivery", "", "%.2f", true}}},
+	{"Burst", "Bursts of 16 events over HTTP/1.1: server CPU, µs for each delivery", []unit{{"cpu-µs/delivery", "", "%.2f", 1, true}}},
 	{"Steady", "20 events a second to 1,000 clients over HTTP/1.1", []unit{
-		{"cpu-µs/delivery", "server CPU, µs for each delivery", "%.1f", true},
-		{"p50-ms", "delay, median, ms", "%.1f", true},
-		{"p99-ms", "99 percent, ms", "%.1f", true},
+		{"cpu-µs/delivery", "server CPU, µs for each delivery", "%.1f", 1, true},
+		{"p50-ms", "delay, median, ms", "%.1f", 1, true},
+		{"p99-ms", "99 percent, ms", "%.1f", 1, true},
 	}},
 	{"Replay", "Replay of 999 events to each client that comes back", []unit{
-		{"cpu-µs/event", "server CPU, µs for each event", "%.2f", true},
-		{"doubled/client", "events that the client had already", "%.0f", false},
+		{"cpu-µs/event", "server CPU, µs for each event", "%.2f", 1, true},
+		{"doubled/client", "events that the client had already", "%.0f", 1, false},
 	}},
-	{"Idle", "Memory of an idle connection in the server's process, bytes", []unit{{"bytes/conn", "", "%.0f", true}}},
-	{"Publish", "Publishing to handlers without a connection: ns until the last one has the event", []unit{{"ns/op", "", "%.0f", true}}},
-	{"Encode", "Encoding an event, ns", []unit{{"ns/op", "", "%.0f", true}}},
-	{"Decode", "Decoding, ns for each event", []unit{{"ns/event", "", "%.0f", true}}},
+	{"Idle", "Memory of an idle connection in the server's process, bytes", []unit{{"bytes/conn", "", "%.0f", 1, true}}},
+	{"Publish", "Publishing to handlers without a connection: µs until the last one has the event", []unit{{"ns/op", "", "%.1f", 1e-3, true}}},
+	{"Encode", "Encoding an event, ns", []unit{{"ns/op", "", "%.0f", 1, true}}},
+	{"Decode", "Decoding, ns for each event", []unit{{"ns/event", "", "%.0f", 1, true}}},
 }
 
 // An output is what runs of the benchmarks have printed.
@@ -226,7 +227,7 @@ func (o *output) write(b *strings.Builder, t table) {
 			cell := "–"
 			if value, ok := o.median(c, lib); ok {
 				some = true
-				cell = fmt.Sprintf(c.unit.format, value)
+				cell = fmt.Sprintf(c.unit.format, value*c.unit.scale)
 				if of, ok := o.median(c, base); ok && of > 0 && c.unit.ratio && lib != base {
 					cell += fmt.Sprintf(" (%.*f×)", digits(value/of), value/of)
 				}

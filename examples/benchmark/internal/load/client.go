@@ -9,9 +9,10 @@ import (
 // A client reads one event stream. It keeps from it what tells whether an event
 // was lost, doubled, moved or damaged, and the last event ID.
 type client struct {
-	state  state
-	number int64  // of the newest event
-	id     []byte // the last event ID
+	state   state
+	waiting bool   // holds up other requests
+	number  int64  // of the newest event
+	id      []byte // the last event ID
 
 	chunked bool
 	chunk   int    // HTTP/1.1: bytes that are left of the chunk

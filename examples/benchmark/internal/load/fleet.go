@@ -20,7 +20,12 @@ type Options struct {
 	Streams int    // h2c: of one connection; 0: 100
 	Payload int    // bytes of each event's data
 	Keep    bool   // clients that connect again know what they had
+	NoHead  bool   // the server sends nothing before the first event
 }
+
+// unanswered is how many requests may wait for their answer's head at a time: as
+// much as a server has to expect, and not what its queues overflow from.
+const unanswered = 256
 
 // A Place is where a client begins in the stream.
 type Place struct {
@@ -49,6 +54,7 @@ type Fleet struct {
 	opts    Options
 	payload int
 	net     network
+	room    chan struct{} // has an element for each request that is not answered
 
 	mu      sync.Mutex // guards what follows, and the clients
 	clients []client
@@ -60,7 +66,8 @@ type Fleet struct {
 	timing  bool
 	done    func() bool // what wait waits for
 	ended   chan struct{}
-	failed  error // what went wrong with a client, or the network
+	failed  error         // what went wrong with a client, or the network
+	broken  chan struct{} // closed when that is set
 }
 
 // A network carries a Fleet's requests. It is called by one goroutine at a time,
@@ -93,12 +100,12 @@ func New(opts Options) (*Fleet, error) {
 }
 
 func newFleet(opts Options) *Fleet {
-	return &Fleet{opts: opts, payload: opts.Payload}
+	return &Fleet{opts: opts, payload: opts.Payload, room: make(chan struct{}, unanswered), broken: make(chan struct{})}
 }
 
-// Connect connects until n clients are connected, and returns when the
-// answers to all of them have begun, or after the given time: some servers send
-// no head before the first event. New clients begin at the given place.
+// Connect connects until n clients are connected, and returns when the answers
+// to all of them have begun, or after the given time. With NoHead it waits for
+// none of them. New clients begin at the given place.
 func (f *Fleet) Connect(n int, from Place, patience time.Duration) (Report, error) {
 	f.mu.Lock()
 	for len(f.clients) < n {
@@ -118,7 +125,11 @@ func (f *Fleet) Connect(n int, from Place, patience time.Duration) (Report, erro
 		}
 	}
 	f.mu.Unlock()
+	start := time.Now()
 	for _, d := range dials {
+		if err := f.mayAsk(d.client, patience); err != nil {
+			return f.Report(), err
+		}
 		if err := f.net.dial(d.client, d.lastID); err != nil {
 			return f.Report(), fmt.Errorf("client %d: %w", d.client, err)
 		}
@@ -126,7 +137,31 @@ func (f *Fleet) Connect(n int, from Place, patience time.Duration) (Report, erro
 	if err := f.net.flush(); err != nil {
 		return f.Report(), err
 	}
-	return f.wait(patience, func() bool { return f.report.Streaming >= f.report.Clients })
+	return f.wait(patience-time.Since(start), func() bool { return f.opts.NoHead || f.report.Streaming >= f.report.Clients })
+}
+
+// mayAsk waits until a client may send its request.
+func (f *Fleet) mayAsk(client int, patience time.Duration) error {
+	if len(f.room) == cap(f.room) {
+		if err := f.net.flush(); err != nil {
+			return err
+		}
+	}
+	timeout := time.NewTimer(patience)
+	defer timeout.Stop()
+	select {
+	case f.room <- struct{}{}:
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.clients[client].waiting = true
+		return nil
+	case <-f.broken:
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return f.failed
+	case <-timeout.C:
+		return fmt.Errorf("no answer to %d requests within %v", unanswered, patience)
+	}
 }
 
 // Await waits until every client has the event with this number.
@@ -249,12 +284,29 @@ func (f *Fleet) changed() {
 func (f *Fleet) fail(err error) {
 	if f.failed == nil {
 		f.failed = err
+		close(f.broken)
 	}
 	f.changed()
 }
 
+// asked notes that the request of c was sent.
+func (f *Fleet) asked(c *client) {
+	if f.opts.NoHead {
+		f.answered(c)
+	}
+}
+
+// answered lets another request be sent.
+func (f *Fleet) answered(c *client) {
+	if c.waiting {
+		c.waiting = false
+		<-f.room
+	}
+}
+
 // begin notes that the answer to c has begun.
 func (f *Fleet) begin(c *client) {
+	f.answered(c)
 	c.state = streaming
 	f.report.Streaming++
 	f.changed()
@@ -265,6 +317,7 @@ func (f *Fleet) end(c *client) {
 	if c.state == away {
 		return
 	}
+	f.answered(c)
 	if c.state == streaming {
 		f.report.Streaming--
 	}

@@ -12,27 +12,19 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-const (
-	// window is how much a server may send before it hears from the client again.
-	window = 1 << 30
-
-	// unanswered is how many requests may be without an answer: a server that is too
-	// busy to look at a new connection for two seconds closes it.
-	unanswered = 2000
-)
+// window is how much a server may send before it hears from the client again.
+const window = 1 << 30
 
 // An http2Net is a network of HTTP/2 connections without TLS, each with the
 // streams of several clients and a goroutine that reads it.
 type http2Net struct {
 	fleet *Fleet
-	conns []*http2Conn  // that of client i is at i/Streams
-	dirty *http2Conn    // has requests that were not sent yet
-	room  chan struct{} // has an element for each request without an answer
+	conns []*http2Conn // that of client i is at i/Streams
+	dirty *http2Conn   // has requests that were not sent yet
 }
 
 type http2Conn struct {
 	fleet *Fleet
-	room  chan struct{} // the network's
 	conn  net.Conn
 
 	mu     sync.Mutex // guards writing
@@ -49,7 +41,7 @@ type http2Conn struct {
 
 func newHTTP2(f *Fleet) (network, error) {
 	f.opts.Streams = cmp.Or(f.opts.Streams, 100)
-	return &http2Net{fleet: f, room: make(chan struct{}, unanswered)}, nil
+	return &http2Net{fleet: f}, nil
 }
 
 func (n *http2Net) dial(i int, lastID string) error {
@@ -68,15 +60,6 @@ func (n *http2Net) dial(i int, lastID string) error {
 		if err := n.flush(); err != nil {
 			return err
 		}
-		n.dirty = n.conns[k]
-	}
-	select {
-	case n.room <- struct{}{}:
-	default:
-		if err := n.flush(); err != nil {
-			return err
-		}
-		n.room <- struct{}{}
 		n.dirty = n.conns[k]
 	}
 	return n.dirty.ask(i, lastID)
@@ -113,7 +96,7 @@ func (n *http2Net) connect() (*http2Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &http2Conn{fleet: n.fleet, room: n.room, conn: conn, w: bufio.NewWriter(conn), next: 1, clients: map[uint32]int{}}
+	c := &http2Conn{fleet: n.fleet, conn: conn, w: bufio.NewWriter(conn), next: 1, clients: map[uint32]int{}}
 	c.framer = http2.NewFramer(c.w, bufio.NewReaderSize(conn, 32<<10))
 	c.framer.SetReuseFrames()
 	c.framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
@@ -139,6 +122,7 @@ func (c *http2Conn) ask(i int, lastID string) error {
 	c.next += 2
 	c.fleet.mu.Lock()
 	c.clients[id] = i
+	c.fleet.asked(&c.fleet.clients[i])
 	c.fleet.mu.Unlock()
 
 	c.header.Reset()
@@ -172,11 +156,7 @@ func (c *http2Conn) end() {
 
 // endStream ends one client. The Fleet's mu is held.
 func (c *http2Conn) endStream(id uint32) {
-	client := &c.fleet.clients[c.clients[id]]
-	if client.state == asking {
-		<-c.room
-	}
-	c.fleet.end(client)
+	c.fleet.end(&c.fleet.clients[c.clients[id]])
 	delete(c.clients, id)
 }
 
@@ -228,7 +208,6 @@ func (c *http2Conn) handle(frame http2.Frame) error {
 		if status := frame.PseudoValue("status"); status != "200" {
 			return fmt.Errorf("client %d: the answer is %s", i, status)
 		}
-		<-c.room
 		c.fleet.begin(&c.fleet.clients[i])
 		if frame.StreamEnded() {
 			c.endStream(id)

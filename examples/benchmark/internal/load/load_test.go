@@ -296,7 +296,7 @@ func TestAnAnswerThatIsNoStreamIsAnError(t *testing.T) {
 				t.Skip(err)
 			}
 			defer p.Close()
-			if _, err := p.Connect(3, Place{}, soon); err == nil || !strings.Contains(err.Error(), "404") {
+			if _, err := p.Connect(2*unanswered, Place{}, soon); err == nil || !strings.Contains(err.Error(), "404") {
 				t.Errorf("got error %v, want one with status 404", err)
 			}
 		})

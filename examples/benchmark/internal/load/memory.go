@@ -45,6 +45,7 @@ func (m *memory) dial(i int, lastID string) error {
 		m.peers = append(m.peers, nil)
 	}
 	m.peers[i] = peer
+	m.fleet.asked(&m.fleet.clients[i])
 	m.push(i) // what came before that was passed over
 	return nil
 }

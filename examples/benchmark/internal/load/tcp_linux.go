@@ -10,10 +10,6 @@ import (
 )
 
 const (
-	// connecting is how many connections are being made at a time, so that the
-	// server's queue of them does not overflow.
-	connecting = 256
-
 	// perSource is how many connections come from one address: fewer than the
 	// ports that the kernel hands out, 28,232 unless told otherwise.
 	perSource = 20_000
@@ -28,7 +24,6 @@ type tcp struct {
 	epoll   int
 	stopper int           // a descriptor that can be read when all is to end
 	stopped chan struct{} // closed when nobody reads any more
-	room    chan struct{} // has an element for each connection that is being made
 	buf     []byte
 
 	socks []sock // of each client, guarded by the Fleet's mu
@@ -51,7 +46,6 @@ func newTCP(f *Fleet) (network, error) {
 		fleet:   f,
 		server:  unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()},
 		stopped: make(chan struct{}),
-		room:    make(chan struct{}, connecting),
 		buf:     make([]byte, 256<<10),
 	}
 	if t.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
@@ -68,7 +62,6 @@ func newTCP(f *Fleet) (network, error) {
 }
 
 func (t *tcp) dial(i int, lastID string) error {
-	t.room <- struct{}{}
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -110,9 +103,6 @@ func (t *tcp) hangUpLocked(i int) {
 		return
 	}
 	unix.Close(t.socks[i].fd)
-	if t.socks[i].request != "" {
-		<-t.room
-	}
 	t.socks[i] = sock{}
 	t.fleet.end(&t.fleet.clients[i])
 }
@@ -171,7 +161,7 @@ func (t *tcp) handle(i, fd int) error {
 			return err
 		}
 		s.request = ""
-		<-t.room
+		t.fleet.asked(&t.fleet.clients[i])
 		return t.watch(unix.EPOLL_CTL_MOD, fd, i, unix.EPOLLIN)
 	}
 	n, err := unix.Read(fd, t.buf)
