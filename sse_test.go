@@ -1619,9 +1619,9 @@ func TestTopicsAreForgotten(t *testing.T) {
 
 func TestRingKeepsNoReferenceToEvictedEntries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := &Broker{History: 3}
+		b := &Broker{History: 256}
+		start := b.LastEventID()
 		live, stalled := followBroker(t, b, ""), followBroker(t, b, "")
-		synctest.Wait()
 		var evicted []weak.Pointer[entry]
 		for i := range 700 {
 			b.Publish(Event{ID: fmt.Sprint("id", i), Data: "x"})
@@ -1629,8 +1629,11 @@ func TestRingKeepsNoReferenceToEvictedEntries(t *testing.T) {
 				evicted = append(evicted, weak.Make(e))
 			}
 			synctest.Wait()
-			if i == 100 {
+			switch i {
+			case 100:
 				stalled.stall(true)
+			case 250: // what it is given all at once is kept by nothing that is used again
+				followBroker(t, b, start).close()
 			}
 		}
 		runtime.GC()
@@ -2649,8 +2652,8 @@ func TestMaxClients(t *testing.T) {
 				t.Errorf("Serve: got %v, want ErrFull", err)
 			}
 			blocks, _ := third.take()
-			if len(blocks) != 1 || blocks[0].HasData {
-				t.Fatalf("one too many: got %+v, want a reconnection time alone", blocks)
+			if len(blocks) != 1 || blocks[0].HasData || blocks[0].ID != "nobody" {
+				t.Fatalf("one too many: got %+v, want a reconnection time alone, and its own ID", blocks)
 			}
 			retries = append(retries, blocks[0].retry(t))
 		}
@@ -2742,6 +2745,29 @@ func TestHostileLastEventIDs(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestClientThatLeavesBeforeItIsAnsweredIsNoWarning(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		log := &brokerLog{}
+		b := &Broker{Logger: slog.New(log)}
+		s := serve(t, b)
+		c := s.get("/", "")
+		c.stall(true)
+		synctest.Wait()
+		c.close()
+		if err := s.served(); !errors.Is(err, ErrClientLeft) {
+			t.Errorf("served: got %v, want ErrClientLeft", err)
+		}
+		s.get("/", "").stall(true)
+		time.Sleep(10 * time.Second)
+		if err := s.served(); !errors.Is(err, ErrTooSlow) {
+			t.Errorf("served: got %v, want ErrTooSlow", err)
+		}
+		if got := log.count(slog.LevelWarn); got != 0 || b.Stats().Clients != 0 {
+			t.Errorf("got %d warnings and %d clients, want none", got, b.Stats().Clients)
+		}
+	})
 }
 
 func TestServeEndsWithTheRequestsContext(t *testing.T) {
@@ -2858,6 +2884,146 @@ func TestKeepAlivesAmongEvents(t *testing.T) {
 		}
 		c.want(strings.Join(want, " "))
 	})
+}
+
+// The same is true of an ID that ages, though nothing is published any more.
+func TestKeepAliveRenewsAnIDThatAges(t *testing.T) {
+	for _, catchUp := range []bool{false, true} {
+		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+			b := &Broker{HistoryAge: 40 * time.Second}
+			want := "gap:nobody q"
+			if catchUp {
+				yieldAll(b, Event{ID: "q", Data: "q"})
+				want = "q"
+			}
+			s := serve(t, b)
+			b.Publish(Event{ID: "q", Data: "q"}, "quiet")
+			b.Publish(Event{Data: "busy"}, "busy")
+			c := s.get("/?topic=quiet", "Last-Event-ID: nobody\r\n")
+			c.want(want)
+			time.Sleep(45*time.Second + 4*peerLeftTime) // and three keep-alives
+			c.want("")
+			followBroker(t, b, c.lastID(), "quiet").want("")
+		})
+	}
+}
+
+// An event that waits for the client comes before the ID that a keep-alive renews.
+func TestKeepAliveDoesNotOvertakeAnEvent(t *testing.T) {
+	b := &Broker{}
+	s := &subscriber{ch: make(chan *entry, 1)}
+	if err := b.join(s, "", nil); err != nil {
+		t.Fatal(err)
+	}
+	b.pull(s, nil) // there is nothing: it is live
+	for range 300 {
+		b.Publish(Event{Data: "x"}, "busy")
+	}
+	b.Publish(Event{Data: "1"})
+	if got := encode(b.keepAlive(s)); string(got) != keepAliveFrame {
+		t.Errorf("keep-alive while an event waits: got %q, want %q", got, keepAliveFrame)
+	}
+	<-s.ch
+	if got := encode(b.keepAlive(s)); !strings.Contains(string(got), "id: "+b.LastEventID()+"\n") {
+		t.Errorf("keep-alive when none waits: got %q, want the newest ID in it", got)
+	}
+}
+
+// The same is true of one that the goroutine which hands out events has not come
+// to. The tests hold that up by saying that it runs.
+func TestKeepAliveDoesNotOvertakeAnEventThatIsYetToBeHandedOut(t *testing.T) {
+	b := &Broker{fanning: true}
+	s := &subscriber{ch: make(chan *entry, 1)}
+	if err := b.join(s, "", nil); err != nil {
+		t.Fatal(err)
+	}
+	b.pull(s, nil)
+	for range 300 {
+		b.Publish(Event{Data: "x"}, "busy")
+	}
+	b.Publish(Event{Data: "1"})
+	if got := encode(b.keepAlive(s)); string(got) != keepAliveFrame {
+		t.Errorf("keep-alive while an event is on its way: got %q, want %q", got, keepAliveFrame)
+	}
+	if len(s.ch) != 1 {
+		t.Error("the event was not handed out")
+	}
+
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{fanning: true}
+		s := detachBroker(t, b)
+		c := s.get("/", "")
+		c.want("")
+		b.Publish(Event{Data: "1"})
+		time.Sleep(16 * time.Second) // for its keep-alive
+		c.want("1")
+	})
+}
+
+// The ID that a keep-alive renewed is the one that a gap names.
+func TestGapNamesTheIDThatAKeepAliveRenewed(t *testing.T) {
+	b := &Broker{History: 10}
+	s := &subscriber{ch: make(chan *entry, 1)}
+	if err := b.join(s, "", nil); err != nil {
+		t.Fatal(err)
+	}
+	b.pull(s, nil)
+	for range 20 {
+		b.Publish(Event{Data: "x"}, "busy")
+	}
+	b.keepAlive(s)
+	id := b.LastEventID()
+	s.wake() // so that the next event does not fit
+	b.Publish(Event{Data: "1"})
+	for range 300 {
+		b.Publish(Event{Data: "x"}, "busy")
+	}
+	b.pull(s, nil)
+	var got string
+	b.bridge(t.Context(), s, func(batch []*entry) error {
+		got = string(encode(batch))
+		return nil
+	})
+	if want := "event: gap\ndata: " + id + "\n\n"; !strings.HasSuffix(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// A client that closes its side of the connection has left, even if what is sent
+// to it gets through.
+func TestClientThatClosesItsSideHasLeft(t *testing.T) {
+	b := &Broker{KeepAlive: time.Millisecond, Logger: slog.New(slog.DiscardHandler)}
+	reasons := make(chan error)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/detach" {
+			b.Detach(w, r, func(err error) { reasons <- err })
+		} else {
+			reasons <- b.Serve(w, r)
+		}
+	}))
+	defer srv.Close()
+	for _, path := range []string{"/", "/detach"} {
+		conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		go io.Copy(io.Discard, conn)
+		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: test\r\n\r\n", path)
+		eventually(t, "the client has come", func() bool { return b.Stats().Clients == 1 })
+		conn.(*net.TCPConn).CloseWrite()
+		select {
+		case err := <-reasons:
+			if !errors.Is(err, ErrClientLeft) {
+				t.Errorf("%s: got %v, want ErrClientLeft", path, err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Errorf("%s: the client was not noticed to have left", path)
+			conn.Close()
+			<-reasons
+		}
+		eventually(t, "the client has left", func() bool { return b.Stats().Clients == 0 })
+	}
 }
 
 func TestDeadPeerIsNoticed(t *testing.T) {
@@ -3092,6 +3258,67 @@ func TestShutdownCutsOffThoseWhoDoNotRead(t *testing.T) {
 	})
 }
 
+// Shutdown may give up while a client is about to become one that it can cut off.
+func TestShutdownCutsOffThoseWhoComeLate(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		log := &gatedLog{}
+		log.gate.init()
+		b := &Broker{Logger: slog.New(log)}
+		s := serve(t, b)
+		log.gate.set(true)
+		c := s.get("/", "")
+		c.stall(true)
+		synctest.Wait()
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := b.Shutdown(ctx); err != context.Canceled {
+			t.Errorf("Shutdown: got %v, want Canceled", err)
+		}
+		start := time.Now()
+		log.gate.set(false)
+		if err := s.served(); !errors.Is(err, ErrClosed) {
+			t.Errorf("served: got %v after %v, want ErrClosed at once", err, time.Since(start))
+		}
+	})
+}
+
+// A gatedLog is a brokerLog that lets its callers wait at a gate.
+type gatedLog struct {
+	brokerLog
+	gate pipeGate
+}
+
+func (l *gatedLog) Handle(ctx context.Context, r slog.Record) error {
+	l.gate.wait()
+	return l.brokerLog.Handle(ctx, r)
+}
+
+func TestShutdownEndsCatchUpThatBeginsLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		calls := controlCatchUp(b)
+		loop := followBroker(t, b, "")
+		close((<-calls).events)
+		synctest.Wait()
+		loop.stall(true)
+		for i := range 20_000 { // more than the ring holds
+			b.Publish(Event{Data: "x"})
+			if i < 3 {
+				synctest.Wait()
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := b.Shutdown(ctx); err != context.Canceled {
+			t.Errorf("Shutdown: got %v, want Canceled", err)
+		}
+		loop.stall(false)
+		if err := loop.ended(); !errors.Is(err, ErrClosed) {
+			t.Errorf("Subscribe: got %v, want ErrClosed", err)
+		}
+	})
+}
+
 func TestShutdownEndsCatchUp(t *testing.T) {
 	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
 		log := &brokerLog{}
@@ -3155,8 +3382,8 @@ func TestShutdownTurnsNewClientsAway(t *testing.T) {
 		for range 20 {
 			c := s.get("/", "Last-Event-ID: nobody\r\n")
 			synctest.Wait()
-			if c.status != 200 || c.ended() != io.EOF || len(c.blocks) != 1 || c.blocks[0].HasData {
-				t.Fatalf("got %d, %+v, %v, want 200, a reconnection time and the end", c.status, c.blocks, c.ended())
+			if c.status != 200 || c.ended() != io.EOF || len(c.blocks) != 1 || c.blocks[0].HasData || c.blocks[0].ID != "nobody" {
+				t.Fatalf("got %d, %+v, %v, want 200, a reconnection time with its own ID, and the end", c.status, c.blocks, c.ended())
 			}
 			if err := s.served(); !errors.Is(err, ErrClosed) {
 				t.Errorf("Serve: got %v, want ErrClosed", err)
@@ -3497,7 +3724,7 @@ func runModel(t *testing.T, transport modelTransport, schedule []byte) {
 			m.errorf("%s: the stream ended", c.name)
 		}
 	}
-	m.stop()
+	m.stop(3 * time.Second)
 }
 
 func (m *model) step() {
@@ -3631,15 +3858,20 @@ func (m *model) start() {
 	}
 }
 
-// stop shuts the Broker down. Those who read get all they are owed.
-func (m *model) stop() {
+// stop shuts the Broker down. Those who read get all they are owed; those who do
+// not begin to after the time patience. It waits for two seconds.
+func (m *model) stop(patience time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
+	var reading sync.WaitGroup
+	reading.Go(func() { // in time, or when they are cut off
+		time.Sleep(patience)
+		for _, c := range m.clients {
+			m.read(c)
+		}
+	})
 	m.broker.Shutdown(ctx)
-	// Those who do not read were cut off, and a loop that stands still goes on.
-	for _, c := range m.clients {
-		m.read(c)
-	}
+	reading.Wait()
 	synctest.Wait()
 	for _, c := range m.clients {
 		if c.conn == nil {
@@ -3661,7 +3893,14 @@ func (m *model) stop() {
 // the end of a log that it has in common with the old one.
 func (m *model) restart(n int) {
 	m.settle()
-	m.stop()
+	patience := 3 * time.Second
+	if n&2 == 0 {
+		for kind := range n >> 2 { // events and Shutdown at once
+			m.publish(7, kind)
+		}
+		patience = time.Second
+	}
+	m.stop(patience)
 	before := m.log[m.base:]
 	m.start()
 	if n&1 == 0 || m.catchUp != "" {
@@ -4196,6 +4435,28 @@ func TestDetachReturnsAtOnce(t *testing.T) {
 		}
 		if dones.Load() != returned.Load() {
 			t.Errorf("calls of done: got %d, want %d", dones.Load(), returned.Load())
+		}
+	})
+}
+
+func TestShutdownWaitsForDone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		s := newPipeServer(t, &http.Server{})
+		saved := make(chan struct{})
+		s.serve(func(w http.ResponseWriter, r *http.Request) {
+			b.Detach(w, r, func(error) { <-saved })
+		})
+		c := s.get("/", "")
+		c.want("")
+		shutdown := make(chan error, 1)
+		go func() { shutdown <- b.Shutdown(t.Context()) }()
+		if c.ended() != io.EOF || len(shutdown) != 0 {
+			t.Errorf("the stream's end: %v; Shutdown returned before done: %v", c.ended(), len(shutdown) != 0)
+		}
+		close(saved)
+		if err := <-shutdown; err != nil {
+			t.Error(err)
 		}
 	})
 }
