@@ -81,8 +81,9 @@ type Writer struct {
 //	X-Accel-Buffering: no
 //
 // and over HTTP/1.1 Transfer-Encoding: identity, which has an [http.Server]
-// delimit the stream by the end of the connection. It takes any method, since a stream may well answer a POST; the answer to
-// HEAD is the headers, after which Send fails.
+// delimit the stream by the end of the connection. It takes any method, since a
+// stream may well answer a POST; the answer to HEAD is the headers, after which
+// Send fails.
 //
 // Where w cannot be flushed the client gets status 500, and NewWriter returns
 // an error that wraps [http.ErrNotSupported] and names the type of w: wrap it
