@@ -455,7 +455,7 @@ func (b *Broker) identifyLocked(e *entry) error {
 // assignedID returns the ID of an entry that was published without one. It
 // also stands for the place right after any other entry.
 func (b *Broker) assignedID(seq uint64) string {
-	return b.prefix + strconv.FormatUint(seq, 36)
+	return string(strconv.AppendUint([]byte(b.prefix), seq, 36))
 }
 
 // handLocked hands e to s, or leaves s behind if it is to pull or ch is full.
@@ -514,11 +514,13 @@ func (b *Broker) goLiveLocked(s *subscriber) {
 	}
 }
 
+var defaultTopic = []string{""}
+
 // distinct returns each of the names once; no name is the default topic's.
 func distinct(names []string) []string {
 	switch len(names) {
 	case 0:
-		return []string{""}
+		return defaultTopic
 	case 1:
 		return names
 	}
@@ -528,21 +530,25 @@ func distinct(names []string) []string {
 // holdLocked returns the topics of these distinct names, each with one more
 // reference.
 func (b *Broker) holdLocked(names []string) []*topic {
+	if len(names) == 1 {
+		return b.holdOneLocked(names[0]).self
+	}
 	topics := make([]*topic, len(names))
 	for i, name := range names {
-		t := b.topics[name]
-		if t == nil {
-			t = &topic{name: name}
-			t.self = []*topic{t}
-			b.topics[name] = t
-		}
-		t.refs++
-		topics[i] = t
-	}
-	if len(topics) == 1 {
-		return topics[0].self
+		topics[i] = b.holdOneLocked(name)
 	}
 	return topics
+}
+
+func (b *Broker) holdOneLocked(name string) *topic {
+	t := b.topics[name]
+	if t == nil {
+		t = &topic{name: name}
+		t.self = []*topic{t}
+		b.topics[name] = t
+	}
+	t.refs++
+	return t
 }
 
 // releaseLocked gives the references back.
