@@ -2,7 +2,7 @@
 // with this library, with others, and with the pattern of the tutorials.
 // It holds nothing but benchmarks:
 //
-//	for i in 1 2 3; do go test -run '^$' -bench .; done | tee bench.out
+//	for i in 1 2 3; do go test -timeout 1h -run '^$' -bench .; done | tee bench.out
 //	go run ./table bench.out   # the comparison, in Markdown
 //	go run ./many              # this library with very many clients
 //

@@ -1,23 +1,17 @@
 package benchmark
 
 import (
-	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
-	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -31,7 +25,7 @@ const patience = 30 * time.Second
 
 func TestMain(m *testing.M) {
 	load.Main()
-	serveIdle()
+	serveRemote()
 	flag.Parse()
 	if bench := flag.Lookup("test.bench"); bench.Value.String() != "" {
 		describe()
@@ -144,8 +138,8 @@ func TestACrowdNoticesWhatDoesNotArrive(t *testing.T) {
 
 func TestACrowdWaitsForTheNewestEvent(t *testing.T) {
 	c := &crowd{}
-	r := &round{number: 5, done: make(chan struct{})}
-	r.left.Store(1)
+	r := newRound(1)
+	r.number = 5
 	c.round.Store(r)
 	w := &memoryWriter{crowd: c}
 	for _, number := range []int64{3, 4, 5} {
@@ -160,6 +154,142 @@ func TestACrowdWaitsForTheNewestEvent(t *testing.T) {
 	case <-r.done:
 	default:
 		t.Error("event 5 was not noticed")
+	}
+}
+
+func TestACrowdWaitsForAllEventsOfARush(t *testing.T) {
+	c := &crowd{}
+	w := &memoryWriter{crowd: c}
+	for range 2 {
+		r := newRound(1)
+		r.events = 4
+		c.round.Store(r)
+		for i, events := range []int{1, 2, 1} {
+			if r.left.Load() != 1 {
+				t.Fatalf("write %d was not waited for", i)
+			}
+			fmt.Fprint(w, "id: 1\n", strings.Repeat("data: "+load.Payload(1, 100)+"\n\n", events))
+		}
+		if left := r.left.Load(); left != 0 {
+			t.Fatalf("got %d clients that do not have all, want 0", left)
+		}
+	}
+	if got := c.strays.Load(); got != 0 {
+		t.Errorf("got %d strays, want 0", got)
+	}
+	fmt.Fprint(w, strings.Repeat("data: "+load.Payload(1, 100)+"\n\n", 3))
+	if got := c.strays.Load(); got != 3 {
+		t.Errorf("got %d strays, want the 3 that were too many", got)
+	}
+}
+
+func TestACrowdNoticesWhatComesToAnotherTopic(t *testing.T) {
+	c := &crowd{}
+	r := newRound(1)
+	r.number, r.only = 1, &memoryWriter{crowd: c}
+	c.round.Store(r)
+	fmt.Fprintf(&memoryWriter{crowd: c}, "data: %s\n\n", load.Payload(1, 100))
+	if left, strays := r.left.Load(), c.strays.Load(); left != 1 || strays != 1 {
+		t.Errorf("got %d clients left and %d strays, want 1 and 1", left, strays)
+	}
+	fmt.Fprintf(r.only, "data: %s\n\n", load.Payload(1, 100))
+	if left, strays := r.left.Load(), c.strays.Load(); left != 0 || strays != 1 {
+		t.Errorf("got %d clients left and %d strays, want 0 and 1", left, strays)
+	}
+}
+
+func TestEachLibraryWithTopicsServesThemApart(t *testing.T) {
+	const topics = 30
+	for _, lib := range libraries {
+		if lib.topics == nil {
+			continue
+		}
+		t.Run(lib.name, func(t *testing.T) {
+			c := newTopicCrowd(t, lib, topics, 100)
+			for i := range 3 * topics {
+				if left := c.publishTo(i%topics, patience); left != 0 {
+					t.Fatalf("event %d did not come to topic %d", c.number, i%topics)
+				}
+			}
+			// What came to others would have done so before this.
+			if left := c.publish(patience); left != 0 {
+				t.Fatalf("event %d did not reach %d clients", c.number, left)
+			}
+		})
+	}
+}
+
+func TestEachLibraryTakesEventsFromSeveralPublishers(t *testing.T) {
+	for _, lib := range libraries {
+		if !lib.inMemory {
+			continue
+		}
+		for _, subscribers := range []int{0, 10} {
+			t.Run(fmt.Sprintf("%s/%d", lib.name, subscribers), func(t *testing.T) {
+				c := newCrowd(t, lib, subscribers, 100)
+				batches := c.batches(8, 64)
+				for range 20 {
+					if left := c.rush(batches, patience); left != 0 {
+						t.Fatalf("%d clients did not get all events", left)
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestClientsThatDoNotReadAreStalledAndHoldUpNobodyElse(t *testing.T) {
+	const (
+		readers = 20
+		stalled = 5
+		bursts  = 10
+	)
+	for _, name := range []string{"ours", "ours-detach", "naive"} {
+		t.Run(name, func(t *testing.T) {
+			lib, err := find(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			j, err := newJam(t, lib, readers, stalled, 1000, patience)
+			if err != nil {
+				t.Fatal(err)
+			}
+			before := j.check().Received
+			for range bursts {
+				if err := j.burst(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got, want := j.check().Received-before, int64(readers*bursts*burst); got != want {
+				t.Errorf("got %d deliveries, want %d", got, want)
+			}
+		})
+	}
+}
+
+func TestALibraryForWhichAllWaitIsFoundOut(t *testing.T) {
+	for _, name := range []string{"tmaxmax", "floor"} {
+		t.Run(name, func(t *testing.T) {
+			lib, err := find(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := newJam(t, lib, 20, 1, 1000, 500*time.Millisecond); !errors.Is(err, errWait) {
+				t.Errorf("got error %v, want %v", err, errWait)
+			}
+		})
+	}
+}
+
+func TestAServerThatCrashesIsFoundOut(t *testing.T) {
+	lib, err := find("ours")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newRemote(t, lib, 100)
+	var answer any
+	if err := r.call(&answer, patience, "jump"); !errors.Is(err, errCrashed) || !strings.Contains(err.Error(), `no command "jump"`) {
+		t.Errorf("got error %v, want %v and its reason", err, errCrashed)
 	}
 }
 
@@ -221,27 +351,35 @@ type site struct {
 	lib     library
 	bytes   int // of an event's data
 	server  *server
-	http    *http.Server
+	http    *http.Server // nil if the library runs apart
 	conns   atomic.Int64 // that net/http has
 	clients *load.Process
 	number  int64 // of the last event published
 }
 
-// newSite starts the library in this process, which ends together with the
-// test. The clients are another process.
+// newSite starts the library, which ends together with the test: in this process,
+// if it can. The clients are another process.
 func newSite(tb testing.TB, lib library, keep, bytes int) *site {
 	tb.Helper()
 	requireLinux(tb)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatal(err)
+	if lib.missing != nil {
+		require(tb, lib.missing())
 	}
 	s := &site{tb: tb, lib: lib, bytes: bytes, server: lib.start(keep)}
-	s.http = &http.Server{Handler: s.server.handler, ConnState: s.connState}
-	go s.http.Serve(listener)
+	addr := s.server.addr
+	if s.server.handler != nil {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			tb.Fatal(err)
+		}
+		addr = listener.Addr().String()
+		s.http = &http.Server{Handler: s.server.handler, ConnState: s.connState}
+		go s.http.Serve(listener)
+	}
+	var err error
 	s.clients, err = load.Start(load.Options{
 		Network: "tcp",
-		Addr:    listener.Addr().String(),
+		Addr:    addr,
 		Path:    lib.streamPath(),
 		Payload: bytes,
 		NoHead:  lib.noHead,
@@ -260,6 +398,30 @@ func requireLinux(tb testing.TB) {
 	}
 }
 
+// require passes over a test of what is missing, unless everything is to be
+// tested.
+func require(tb testing.TB, missing error) {
+	tb.Helper()
+	if missing == nil {
+		return
+	}
+	if b, ok := tb.(*testing.B); ok {
+		noResult(b, missing)
+	}
+	if os.Getenv("CI") == "true" {
+		tb.Fatal(missing)
+	}
+	tb.Skip(missing)
+}
+
+// cpu returns the time that the library has used until now.
+func (s *site) cpu() time.Duration {
+	if s.server.cpu != nil {
+		return s.server.cpu()
+	}
+	return meter.CPU()
+}
+
 // close ends everything, so that the next benchmark has the process for itself.
 // The clients go first: not every library can close before them without leaving
 // goroutines behind.
@@ -267,10 +429,12 @@ func (s *site) close() {
 	if err := s.clients.Close(); err != nil {
 		s.tb.Errorf("clients: %v", err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	if err := s.http.Shutdown(ctx); err != nil {
-		s.tb.Errorf("%s has handlers that do not end: %v", s.lib.name, err)
+	if s.http != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if err := s.http.Shutdown(ctx); err != nil {
+			s.tb.Errorf("%s has handlers that do not end: %v", s.lib.name, err)
+		}
 	}
 	s.server.close()
 	debug.FreeOSMemory()
@@ -345,7 +509,7 @@ func (s *site) bursts(events int, next func() bool) {
 	}
 	for next() {
 		s.publish(events)
-		if err := s.clients.Rung(); err != nil {
+		if err := s.clients.Rung(patience); err != nil {
 			s.tb.Fatal(err)
 		}
 	}
@@ -423,207 +587,4 @@ func (r *replay) round(n int) load.Report {
 	report := r.await()
 	r.hangUp()
 	return report
-}
-
-// A crowd is a number of clients in this process, without connections: each is
-// a ResponseWriter, and a goroutine that runs the library's handler.
-type crowd struct {
-	tb     testing.TB
-	server *server
-	n      int
-	bytes  int
-	number int64
-	round  atomic.Pointer[round]
-	timer  *time.Timer
-	cancel context.CancelFunc
-	gone   sync.WaitGroup
-}
-
-// A round is the way of one event to all clients.
-type round struct {
-	number int64
-	left   atomic.Int64 // clients that do not have it yet
-	done   chan struct{}
-}
-
-func newCrowd(tb testing.TB, lib library, n, bytes int) *crowd {
-	tb.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	c := &crowd{tb: tb, server: lib.start(0), n: n, bytes: bytes, timer: time.NewTimer(0), cancel: cancel}
-	tb.Cleanup(c.close)
-	c.round.Store(&round{})
-	for range n {
-		request, err := http.NewRequestWithContext(ctx, "GET", lib.streamPath(), nil)
-		if err != nil {
-			tb.Fatal(err)
-		}
-		w := &memoryWriter{crowd: c, header: http.Header{}}
-		c.gone.Go(func() { c.server.handler.ServeHTTP(w, request) })
-	}
-	for range 100 {
-		if c.publish(200*time.Millisecond) == 0 {
-			return c
-		}
-	}
-	tb.Fatalf("%d of %d clients get no events", c.round.Load().left.Load(), n)
-	return nil
-}
-
-// publish publishes an event, waits until all clients have it, and returns how
-// many do not.
-func (c *crowd) publish(patience time.Duration) (left int64) {
-	c.number++
-	r := &round{number: c.number, done: make(chan struct{})}
-	r.left.Store(int64(c.n))
-	c.round.Store(r)
-	c.timer.Reset(patience)
-	c.server.publish([]message{{c.number, load.Payload(c.number, c.bytes)}})
-	select {
-	case <-r.done:
-		return 0
-	case <-c.timer.C:
-		return r.left.Load()
-	}
-}
-
-func (c *crowd) close() {
-	c.cancel()
-	c.server.close() // before the handlers end: donovanhide's have no other way
-	c.gone.Wait()
-	runtime.GC()
-}
-
-// A memoryWriter is the ResponseWriter of one client of a crowd. Libraries write
-// an event's data in one call, so the last event in each is all that it looks for.
-type memoryWriter struct {
-	crowd  *crowd
-	header http.Header
-	number int64 // of the newest event
-}
-
-func (w *memoryWriter) Header() http.Header { return w.header }
-func (w *memoryWriter) WriteHeader(int)     {}
-func (w *memoryWriter) Flush()              {}
-
-// CloseNotify is what donovanhide/eventsource insists on.
-func (w *memoryWriter) CloseNotify() <-chan bool { return nil }
-
-func (w *memoryWriter) Write(p []byte) (int, error) {
-	number := load.LastNumber(p)
-	if number <= w.number {
-		return len(p), nil
-	}
-	w.number = number
-	if r := w.crowd.round.Load(); number == r.number && r.left.Add(-1) == 0 {
-		close(r.done)
-	}
-	return len(p), nil
-}
-
-// serverEnv names the library that a process is to serve.
-const serverEnv = "BENCHMARK_SERVER"
-
-// serveIdle runs a server for the measurement of memory, if that is what the
-// process was started for, and ends it. It obeys lines: "publish" publishes an
-// event, "usage" tells what the process has used.
-func serveIdle() {
-	name := os.Getenv(serverEnv)
-	if name == "" {
-		return
-	}
-	if err := serveLines(name, os.Stdin, os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, "server:", err)
-		os.Exit(1)
-	}
-	os.Exit(0)
-}
-
-func serveLines(name string, r io.Reader, w io.Writer) error {
-	lib, err := find(name)
-	if err != nil {
-		return err
-	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
-	}
-	server := lib.start(0)
-	go http.Serve(listener, server.handler)
-	answers := json.NewEncoder(w)
-	answers.Encode(listener.Addr().String())
-	number := int64(0)
-	lines := bufio.NewScanner(r)
-	for lines.Scan() {
-		switch lines.Text() {
-		case "publish":
-			number++
-			server.publish([]message{{number, load.Payload(number, 100)}})
-			answers.Encode(number)
-		case "usage":
-			// Garbage is not what a connection costs.
-			debug.FreeOSMemory()
-			usage, err := meter.Now()
-			if err != nil {
-				return err
-			}
-			answers.Encode(usage)
-		}
-	}
-	return lines.Err()
-}
-
-func find(name string) (library, error) {
-	for _, lib := range libraries {
-		if lib.name == name {
-			return lib, nil
-		}
-	}
-	return library{}, fmt.Errorf("no library %q", name)
-}
-
-// idleMemory returns how many bytes a connection costs in a server that serves
-// nobody else, when its client has had an event.
-func idleMemory(tb testing.TB, lib library, n int) float64 {
-	tb.Helper()
-	requireLinux(tb)
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), serverEnv+"="+lib.name)
-	cmd.Stderr = os.Stderr
-	stdin, err1 := cmd.StdinPipe()
-	stdout, err2 := cmd.StdoutPipe()
-	if err := errors.Join(err1, err2, cmd.Start()); err != nil {
-		tb.Fatal(err)
-	}
-	defer func() {
-		stdin.Close()
-		if err := cmd.Wait(); err != nil {
-			tb.Errorf("server: %v", err)
-		}
-	}()
-	answers := json.NewDecoder(stdout)
-	read := func(answer any) {
-		tb.Helper()
-		if err := answers.Decode(answer); err != nil {
-			tb.Fatal(err)
-		}
-	}
-	var addr string
-	read(&addr)
-	clients, err := load.Start(load.Options{Network: "tcp", Addr: addr, Path: lib.streamPath(), Payload: 100, NoHead: lib.noHead})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer clients.Close()
-
-	var before, after meter.Usage
-	fmt.Fprintln(stdin, "usage")
-	read(&before)
-	warmUp(tb, clients, n, func() (number int64) {
-		fmt.Fprintln(stdin, "publish")
-		read(&number)
-		return number
-	})
-	fmt.Fprintln(stdin, "usage")
-	read(&after)
-	return float64(after.RSS-before.RSS) / float64(n)
 }

@@ -25,18 +25,30 @@ type library struct {
 	// come back, or what it keeps if not told otherwise.
 	start func(keep int) *server
 
+	// topics returns a server of these topics, each client of which gets the one
+	// that is the value of stream in its query. Nil if the library has none.
+	topics func(names []string) *server
+
 	path     string // of its stream; "" is "/events"
 	replays  bool   // clients that come back get what they missed
 	doubles  int64  // events that such a client gets although it had them
 	inMemory bool   // serves a client without a connection
 	noHead   bool   // sends no head before the first event
+
+	missing func() error // why it is not there; nil: it is
 }
 
 // A server is a library at work.
 type server struct {
 	handler http.Handler
-	publish func(batch []message) // one after the other
+	publish func(batch []message) // to all clients, one after the other
 	close   func()                // after all clients have left
+
+	publishTo func(m message, topic string)
+
+	// Of one that runs in processes of its own, and has no handler.
+	addr string
+	cpu  func() time.Duration
 }
 
 // A message is an event, as the program that publishes it has it.
@@ -49,18 +61,19 @@ type message struct {
 func (m message) id() string { return strconv.FormatInt(m.number, 10) }
 
 var libraries = []library{
-	{name: "ours", start: startOurs, replays: true, inMemory: true},
+	{name: "ours", start: startOurs, topics: oursTopics, replays: true, inMemory: true},
 	{name: "ours-detach", start: startDetach, replays: true},
 	{name: "naive", start: startNaive, inMemory: true},
-	{name: "r3labs", start: startR3labs, path: "/events?stream=messages", replays: true, doubles: 1, inMemory: true},
-	{name: "tmaxmax", start: startTmaxmax, replays: true, inMemory: true, noHead: true},
-	{name: "donovanhide", start: startDonovanhide, replays: true, doubles: 1, inMemory: true},
+	{name: "r3labs", start: startR3labs, topics: r3labsTopics, path: "/events?stream=messages", replays: true, doubles: 1, inMemory: true},
+	{name: "tmaxmax", start: startTmaxmax, topics: tmaxmaxTopics, replays: true, inMemory: true, noHead: true},
+	{name: "donovanhide", start: startDonovanhide, topics: donovanhideTopics, replays: true, doubles: 1, inMemory: true},
+	{name: "nchan", start: startNchan, missing: nchanMissing},
 	{name: "floor", start: startFloor},
 }
 
 func startOurs(keep int) *server {
 	broker := &sse.Broker{History: keep}
-	return &server{broker, publisher(broker), shutdown(broker)}
+	return &server{handler: broker, publish: publisher(broker), close: shutdown(broker)}
 }
 
 func startDetach(keep int) *server {
@@ -71,16 +84,43 @@ func startDetach(keep int) *server {
 		broker.KeepAlive = time.Second
 	}
 	handler := func(w http.ResponseWriter, r *http.Request) { broker.Detach(w, r, nil) }
-	return &server{http.HandlerFunc(handler), publisher(broker), shutdown(broker)}
+	return &server{handler: http.HandlerFunc(handler), publish: publisher(broker), close: shutdown(broker)}
+}
+
+func oursTopics(names []string) *server {
+	broker := &sse.Broker{}
+	handler := func(w http.ResponseWriter, r *http.Request) { broker.Serve(w, r, r.FormValue("stream")) }
+	publishTo := func(m message, topic string) { must(broker.Publish(sse.Event{Data: m.data}, topic)) }
+	return &server{
+		handler:   http.HandlerFunc(handler),
+		publish:   toEach(names, publishTo),
+		publishTo: publishTo,
+		close:     shutdown(broker),
+	}
+}
+
+// toEach returns a function that publishes to each of the topics.
+func toEach(topics []string, publish func(message, string)) func([]message) {
+	return func(batch []message) {
+		for _, m := range batch {
+			for _, topic := range topics {
+				publish(m, topic)
+			}
+		}
+	}
 }
 
 func publisher(broker *sse.Broker) func([]message) {
 	return func(batch []message) {
 		for _, m := range batch {
-			if err := broker.Publish(sse.Event{Data: m.data}); err != nil {
-				panic(err)
-			}
+			must(broker.Publish(sse.Event{Data: m.data}))
 		}
+	}
+}
+
+func must(err error) {
+	if err != nil {
+		panic(err)
 	}
 }
 
@@ -101,29 +141,52 @@ func startR3labs(int) *server {
 			s.Publish("messages", &r3labs.Event{ID: []byte(m.id()), Data: []byte(m.data)})
 		}
 	}
-	return &server{s, publish, s.Close}
+	return &server{handler: s, publish: publish, close: s.Close}
+}
+
+func r3labsTopics(names []string) *server {
+	s := r3labs.New()
+	for _, name := range names {
+		s.CreateStream(name)
+	}
+	publishTo := func(m message, topic string) {
+		s.Publish(topic, &r3labs.Event{ID: []byte(m.id()), Data: []byte(m.data)})
+	}
+	return &server{handler: s, publish: toEach(names, publishTo), publishTo: publishTo, close: s.Close}
 }
 
 func startTmaxmax(keep int) *server {
 	joe := &tmaxmax.Joe{}
 	if keep > 0 {
 		replayer, err := tmaxmax.NewFiniteReplayer(keep, false)
-		if err != nil {
-			panic(err)
-		}
+		must(err)
 		joe.Replayer = replayer
 	}
-	s := &tmaxmax.Server{Provider: joe}
+	return tmaxmaxServer(&tmaxmax.Server{Provider: joe})
+}
+
+// tmaxmaxTopics has another topic that all clients listen to.
+func tmaxmaxTopics([]string) *server {
+	return tmaxmaxServer(&tmaxmax.Server{
+		Provider: &tmaxmax.Joe{},
+		OnSession: func(_ http.ResponseWriter, r *http.Request) (topics []string, allowed bool) {
+			return []string{r.FormValue("stream"), tmaxmax.DefaultTopic}, true
+		},
+	})
+}
+
+func tmaxmaxServer(s *tmaxmax.Server) *server {
+	publishTo := func(m message, topic string) {
+		message := &tmaxmax.Message{ID: tmaxmax.ID(m.id())}
+		message.AppendData(m.data)
+		must(s.Publish(message, topic))
+	}
 	publish := func(batch []message) {
 		for _, m := range batch {
-			message := &tmaxmax.Message{ID: tmaxmax.ID(m.id())}
-			message.AppendData(m.data)
-			if err := s.Publish(message); err != nil {
-				panic(err)
-			}
+			publishTo(m, tmaxmax.DefaultTopic)
 		}
 	}
-	return &server{s, publish, func() { s.Shutdown(context.Background()) }}
+	return &server{handler: s, publish: publish, publishTo: publishTo, close: func() { s.Shutdown(context.Background()) }}
 }
 
 func startDonovanhide(keep int) *server {
@@ -139,7 +202,14 @@ func startDonovanhide(keep int) *server {
 			s.Publish([]string{"messages"}, e)
 		}
 	}
-	return &server{s.Handler("messages"), publish, s.Close}
+	return &server{handler: s.Handler("messages"), publish: publish, close: s.Close}
+}
+
+func donovanhideTopics(names []string) *server {
+	s := eventsource.NewServer()
+	handler := func(w http.ResponseWriter, r *http.Request) { s.Handler(r.FormValue("stream"))(w, r) }
+	publishTo := func(m message, topic string) { s.Publish([]string{topic}, sortedEvent{m.id(), m.data}) }
+	return &server{handler: http.HandlerFunc(handler), publish: toEach(names, publishTo), publishTo: publishTo, close: s.Close}
 }
 
 // A sortedEvent is an event for a repository that orders IDs as text.
@@ -159,7 +229,7 @@ type naive struct {
 
 func startNaive(int) *server {
 	n := &naive{clients: map[chan message]bool{}}
-	return &server{n, n.publish, func() {}}
+	return &server{handler: n, publish: n.publish, close: func() {}}
 }
 
 func (n *naive) publish(batch []message) {
@@ -211,7 +281,7 @@ type floor struct {
 
 func startFloor(int) *server {
 	f := &floor{}
-	return &server{f, f.publish, f.close}
+	return &server{handler: f, publish: f.publish, close: f.close}
 }
 
 func (f *floor) publish(batch []message) {
@@ -251,6 +321,18 @@ func (f *floor) close() {
 		conn.Close()
 	}
 }
+
+func find(name string) (library, error) {
+	for _, lib := range libraries {
+		if lib.name == name {
+			return lib, nil
+		}
+	}
+	return library{}, fmt.Errorf("no library %q", name)
+}
+
+// apart tells whether the library runs in processes of its own.
+func (l library) apart() bool { return l.missing != nil }
 
 // streamPath returns the path and query of the library's stream.
 func (l library) streamPath() string { return cmp.Or(l.path, "/events") }

@@ -1,7 +1,7 @@
 // Table turns the output of the benchmarks, of any number of runs, into tables
 // that compare the libraries.
 //
-//	for i in 1 2 3; do go test -run '^$' -bench .; done | tee bench.out
+//	for i in 1 2 3; do go test -timeout 1h -run '^$' -bench .; done | tee bench.out
 //	go run ./table bench.out                    # or - for the standard input
 //	go run ./table -into README.md bench.out    # between <!-- bench --> and <!-- /bench -->
 package main
@@ -67,6 +67,9 @@ type unit struct {
 	ratio  bool // show how many times the base's it is
 }
 
+// again begins the title of a table that shows another unit of the one before.
+const again = "The same: "
+
 var tables = []table{
 	{"Burst", "Bursts of 16 events over HTTP/1.1: server CPU, µs for each delivery", []unit{{"cpu-µs/delivery", "", "%.2f", 1, true}}},
 	{"Steady", "20 events a second to 1,000 clients over HTTP/1.1", []unit{
@@ -79,7 +82,14 @@ var tables = []table{
 		{"doubled/client", "events that the client had already", "%.0f", 1, false},
 	}},
 	{"Idle", "Memory of an idle connection in the server's process, bytes", []unit{{"bytes/conn", "", "%.0f", 1, true}}},
+	{"Stalled", "Bursts of 16 events to clients that read, beside stalled ones that do not: delay, 99 percent, ms", []unit{{"p99-ms", "", "%.1f", 1, true}}},
+	{"Stalled", again + "delay, median, ms", []unit{{"p50-ms", "", "%.1f", 1, true}}},
+	{"Stalled", again + "time for each burst, ms", []unit{{"ns/op", "", "%.1f", 1e-6, true}}},
 	{"Publish", "Publishing to handlers without a connection: µs until the last one has the event", []unit{{"ns/op", "", "%.1f", 1e-3, true}}},
+	{"Publish", again + "µs until the call returns", []unit{{"ns/call", "", "%.1f", 1e-3, true}}},
+	{"Topic", "Publishing to one topic of many, each with one such handler: µs until it has the event", []unit{{"ns/op", "", "%.1f", 1e-3, true}}},
+	{"Topic", again + "µs until the call returns", []unit{{"ns/call", "", "%.1f", 1e-3, true}}},
+	{"Publishers", "Several goroutines that publish at once: µs for each event, until all subscribers have all", []unit{{"ns/event", "", "%.2f", 1e-3, true}}},
 	{"Encode", "Encoding an event, ns", []unit{{"ns/op", "", "%.0f", 1, true}}},
 	{"Decode", "Decoding, ns for each event", []unit{{"ns/event", "", "%.0f", 1, true}}},
 }
@@ -91,7 +101,11 @@ type output struct {
 	names  []string // of benchmarks without the library, in their order
 	libs   []string // in their order
 	values map[key][]float64
+	none   []none
 }
+
+// A none is a benchmark that a library did not come through.
+type none struct{ name, lib, why string }
 
 type key struct{ name, lib, unit string }
 
@@ -111,7 +125,11 @@ func (o *output) read(r io.Reader) error {
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
 		line := lines.Text()
-		if fact, ok := strings.CutPrefix(line, "# "); ok && !slices.Contains(o.facts, fact) {
+		if what, ok := strings.CutPrefix(line, "# no result: "); ok {
+			if err := o.noResult(what); err != nil {
+				return fmt.Errorf("%q: %w", line, err)
+			}
+		} else if fact, ok := strings.CutPrefix(line, "# "); ok && !slices.Contains(o.facts, fact) {
 			o.facts = append(o.facts, fact)
 		}
 		if strings.HasPrefix(line, "--- FAIL") || line == "FAIL" {
@@ -138,17 +156,9 @@ func (o *output) result(line string) error {
 			full = full[:i] // the number of processors
 		}
 	}
-	before, rest, ok := strings.Cut(full, "/lib=")
-	if !ok {
-		return errors.New("no library is named")
-	}
-	lib, params, _ := strings.Cut(rest, "/")
-	name := strings.TrimSuffix(before+"/"+params, "/")
-	if !slices.Contains(o.names, name) {
-		o.names = append(o.names, name)
-	}
-	if !slices.Contains(o.libs, lib) {
-		o.libs = append(o.libs, lib)
+	name, lib, err := o.name(full)
+	if err != nil {
+		return err
 	}
 	if o.values == nil {
 		o.values = map[key][]float64{}
@@ -163,6 +173,35 @@ func (o *output) result(line string) error {
 		o.runs = max(o.runs, len(o.values[k]))
 	}
 	return nil
+}
+
+// noResult takes what a line says that begins with "# no result: ", such as
+//
+//	Stalled/lib=other/stalled=1: all wait; nothing came for 2s
+func (o *output) noResult(what string) error {
+	full, why, _ := strings.Cut(what, ": ")
+	name, lib, err := o.name(full)
+	if n := (none{name, lib, why}); err == nil && !slices.Contains(o.none, n) {
+		o.none = append(o.none, n)
+	}
+	return err
+}
+
+// name takes a name such as Burst/lib=ours/clients=100 apart.
+func (o *output) name(full string) (name, lib string, err error) {
+	before, rest, ok := strings.Cut(full, "/lib=")
+	if !ok {
+		return "", "", errors.New("no library is named")
+	}
+	lib, params, _ := strings.Cut(rest, "/")
+	name = strings.TrimSuffix(before+"/"+params, "/")
+	if !slices.Contains(o.names, name) {
+		o.names = append(o.names, name)
+	}
+	if !slices.Contains(o.libs, lib) {
+		o.libs = append(o.libs, lib)
+	}
+	return name, lib, nil
 }
 
 // markdown returns the tables that there are results for.
@@ -188,6 +227,7 @@ func (o *output) markdown() (string, error) {
 	for _, t := range tables {
 		o.write(&b, t)
 	}
+	o.writeGoals(&b)
 	return b.String(), nil
 }
 
@@ -201,14 +241,14 @@ type column struct {
 func (o *output) write(b *strings.Builder, t table) {
 	var columns []column
 	for _, name := range o.names {
-		params, ok := strings.CutPrefix(name, t.benchmark)
-		if !ok {
+		benchmark, params, _ := strings.Cut(name, "/")
+		if benchmark != t.benchmark {
 			continue
 		}
 		for _, u := range t.units {
 			title := u.title
 			if title == "" {
-				title = strings.NewReplacer("=", " ", "/", ", ").Replace(strings.TrimPrefix(params, "/"))
+				title = words(params)
 			}
 			columns = append(columns, column{name, title, u})
 		}
@@ -225,7 +265,11 @@ func (o *output) write(b *strings.Builder, t table) {
 		row, some := "| "+lib+" |", false
 		for _, c := range columns {
 			cell := "–"
-			if value, ok := o.median(c, lib); ok {
+			if why := o.whyNone(c.name, lib); why != "" {
+				some = true
+				cell, _, _ = strings.Cut(why, ";")
+				cell, _, _ = strings.Cut(cell, ":")
+			} else if value, ok := o.median(c, lib); ok {
 				some = true
 				cell = fmt.Sprintf(c.unit.format, value*c.unit.scale)
 				if of, ok := o.median(c, base); ok && of > 0 && c.unit.ratio && lib != base {
@@ -236,6 +280,33 @@ func (o *output) write(b *strings.Builder, t table) {
 		}
 		if some {
 			fmt.Fprintln(b, row)
+		}
+	}
+	o.writeNone(b, t)
+}
+
+// words returns the parameters of a benchmark as they are shown.
+func words(params string) string { return strings.NewReplacer("=", " ", "/", ", ").Replace(params) }
+
+// whyNone returns why a library has no result, or "" if it has one. One run of
+// several in which it has none is enough.
+func (o *output) whyNone(name, lib string) string {
+	for _, n := range o.none {
+		if n.name == name && n.lib == lib {
+			return n.why
+		}
+	}
+	return ""
+}
+
+// writeNone tells why there are no results, for the first table of a benchmark.
+func (o *output) writeNone(b *strings.Builder, t table) {
+	separator := "\n"
+	for _, n := range o.none {
+		benchmark, params, _ := strings.Cut(n.name, "/")
+		if benchmark == t.benchmark && !strings.HasPrefix(t.title, again) {
+			fmt.Fprintf(b, "%s- %s, %s: %s\n", separator, n.lib, words(params), n.why)
+			separator = ""
 		}
 	}
 }
@@ -252,7 +323,11 @@ func digits(ratio float64) int {
 }
 
 func (o *output) median(c column, lib string) (float64, bool) {
-	v := slices.Sorted(slices.Values(o.values[key{c.name, lib, c.unit.name}]))
+	return median(o.values[key{c.name, lib, c.unit.name}])
+}
+
+func median(values []float64) (float64, bool) {
+	v := slices.Sorted(slices.Values(values))
 	if len(v) == 0 {
 		return 0, false
 	}

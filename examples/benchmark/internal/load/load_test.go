@@ -1,6 +1,7 @@
 package load
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -320,7 +321,7 @@ func TestBellRingsWhenAllHaveABurst(t *testing.T) {
 	rung := make(chan error)
 	go func() {
 		for range 2 {
-			rung <- p.Rung()
+			rung <- p.Rung(soon)
 		}
 	}()
 	for _, round := range []string{events(1, 2), events(3, 4)} {
@@ -338,5 +339,23 @@ func TestBellRingsWhenAllHaveABurst(t *testing.T) {
 	}
 	if r, _, err := p.Report(); err != nil || r.Received != 8 {
 		t.Errorf("got %+v, error %v, want 8 events", r, err)
+	}
+	if err := p.Rung(10 * time.Millisecond); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("got error %v from a bell that is not due, want %v", err, os.ErrDeadlineExceeded)
+	}
+	// One that nobody waits for is no part of a report.
+	first <- events(5, 6)
+	second <- events(5, 6)
+	for deadline := time.Now().Add(soon); ; {
+		r, _, err := p.Report()
+		if err != nil || time.Now().After(deadline) {
+			t.Fatalf("got %+v, error %v, want 12 events", r, err)
+		}
+		if r.Received == 12 {
+			break
+		}
+	}
+	if _, _, err := p.Report(); err != nil {
+		t.Error(err)
 	}
 }

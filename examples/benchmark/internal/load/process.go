@@ -2,6 +2,7 @@ package load
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,11 +16,7 @@ import (
 // run the clients of the process that started it.
 const roleEnv = "BENCHMARK_CLIENTS"
 
-// ringTimeout is how long a burst may take. A client that misses an event of it
-// would keep the bell silent for ever.
-const ringTimeout = 30 * time.Second
-
-const bell = '!'
+const bell = '!' // JSON does not begin with it
 
 // A command is one call of a Fleet's method, as a line of JSON.
 type command struct {
@@ -144,6 +141,7 @@ func (p *Process) call(c command) (answer, error) {
 	if err != nil {
 		return answer{}, fmt.Errorf("the clients' process: %w", err)
 	}
+	line = bytes.TrimLeft(line, string(bell)) // which nobody waits for any more
 	var a answer
 	if err := json.Unmarshal(line, &a); err != nil {
 		return answer{}, fmt.Errorf("the clients' process: %w", err)
@@ -193,9 +191,10 @@ func (p *Process) Bell(number int64, events int) error {
 	return err
 }
 
-// Rung waits for the bell.
-func (p *Process) Rung() error {
-	p.pipe.SetReadDeadline(time.Now().Add(ringTimeout))
+// Rung waits for the bell, which a client that misses an event keeps silent for
+// ever. After a wait in vain only Report tells more.
+func (p *Process) Rung(patience time.Duration) error {
+	p.pipe.SetReadDeadline(time.Now().Add(patience))
 	defer p.pipe.SetReadDeadline(time.Time{})
 	b, err := p.answers.ReadByte()
 	if err != nil {

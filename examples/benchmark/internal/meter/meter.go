@@ -1,4 +1,4 @@
-// Package meter tells what this process has cost.
+// Package meter tells what this process, or another, has cost.
 package meter
 
 import (

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 
@@ -20,6 +21,37 @@ func CPU() time.Duration {
 		panic(err) // cannot be, with these arguments
 	}
 	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
+}
+
+// CPUOf returns the time that a process with one thread and its children, which
+// have one each, have used until now.
+func CPUOf(pid int) (time.Duration, error) {
+	dir := fmt.Sprintf("/proc/%d/", pid)
+	// Finer than what /proc tells elsewhere.
+	stat, err := os.ReadFile(dir + "schedstat")
+	if err != nil {
+		return 0, err
+	}
+	var cpu time.Duration
+	if _, err := fmt.Sscan(string(stat), &cpu); err != nil {
+		return 0, fmt.Errorf("%sschedstat: %w", dir, err)
+	}
+	children, err := os.ReadFile(fmt.Sprintf("%stask/%d/children", dir, pid))
+	if err != nil {
+		return 0, err
+	}
+	for field := range strings.FieldsSeq(string(children)) {
+		child, err := strconv.Atoi(field)
+		if err != nil {
+			return 0, err
+		}
+		more, err := CPUOf(child)
+		if err != nil {
+			return 0, err
+		}
+		cpu += more
+	}
+	return cpu, nil
 }
 
 // Now returns what the process has used.

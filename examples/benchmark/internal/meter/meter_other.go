@@ -13,6 +13,9 @@ var Supported = ErrUnsupported
 // CPU returns nothing here.
 func CPU() time.Duration { return 0 }
 
+// CPUOf fails here.
+func CPUOf(pid int) (time.Duration, error) { return 0, ErrUnsupported }
+
 // Now fails here.
 func Now() (Usage, error) { return Usage{}, ErrUnsupported }
 
