@@ -103,12 +103,14 @@ func BenchmarkIdle(b *testing.B) {
 			continue
 		}
 		b.Run(fmt.Sprintf("lib=%s/clients=%d", lib.name, clients), func(b *testing.B) {
-			var perClient float64
+			var each memory
 			for b.Loop() {
-				perClient = idleMemory(b, lib, clients)
+				each = idleMemory(b, lib, clients)
 			}
 			b.ReportMetric(0, "ns/op") // mostly waiting
-			b.ReportMetric(perClient, "bytes/conn")
+			b.ReportMetric(float64(each.RSS), "bytes/conn")
+			b.ReportMetric(float64(each.Stacks), "stack-bytes/conn")
+			b.ReportMetric(float64(each.Heap), "heap-bytes/conn")
 		})
 	}
 }

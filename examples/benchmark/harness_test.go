@@ -305,8 +305,8 @@ func TestMemoryOfIdleClients(t *testing.T) {
 	// A handler that runs has two goroutines with stacks of 2 KiB at least, and
 	// 8 KiB of buffers; a connection that was taken over has none of that.
 	got, least := idleMemory(t, lib, 500), idleMemory(t, bare, 500)
-	if least < 500 || got < least+8000 {
-		t.Errorf("got %.0f bytes for each connection, and %.0f without a handler", got, least)
+	if least.RSS < 500 || got.RSS < least.RSS+8000 || got.Stacks < least.Stacks+4000 || got.Heap < least.Heap+8000 {
+		t.Errorf("got %+v bytes for each connection, and %+v without a handler", got, least)
 	}
 }
 

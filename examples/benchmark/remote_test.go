@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"testing"
@@ -76,7 +77,9 @@ func serveLines(name string, r io.Reader, w io.Writer) error {
 			if err != nil {
 				return err
 			}
-			answers.Encode(usage)
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			answers.Encode(memory{usage.RSS, int64(m.StackInuse), int64(m.HeapAlloc)})
 		case "full":
 			n, err := stall.Full()
 			if err != nil {
@@ -199,16 +202,21 @@ func (r *remote) connect(n, bytes int) {
 	})
 }
 
-// idleMemory returns how many bytes a connection costs in a server that serves
-// nobody else, when its client has had an event.
-func idleMemory(tb testing.TB, lib library, n int) float64 {
+// A memory is what a server's process uses, in bytes: in all, and of that for
+// stacks of goroutines and for what they have allocated.
+type memory struct{ RSS, Stacks, Heap int64 }
+
+// idleMemory returns what a connection costs in a server that serves nobody else,
+// when its client has had an event.
+func idleMemory(tb testing.TB, lib library, n int) (each memory) {
 	tb.Helper()
 	r := newRemote(tb, lib, 100)
-	var before, after meter.Usage
+	var before, after memory
 	r.must(&before, "usage")
 	r.connect(n, 100)
 	r.must(&after, "usage")
-	return float64(after.RSS-before.RSS) / float64(n)
+	of := func(before, after int64) int64 { return (after - before) / int64(n) }
+	return memory{of(before.RSS, after.RSS), of(before.Stacks, after.Stacks), of(before.Heap, after.Heap)}
 }
 
 const (

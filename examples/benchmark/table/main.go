@@ -81,7 +81,11 @@ var tables = []table{
 		{"cpu-µs/event", "server CPU, µs for each event", "%.2f", 1, true},
 		{"doubled/client", "events that the client had already", "%.0f", 1, false},
 	}},
-	{"Idle", "Memory of an idle connection in the server's process, bytes", []unit{{"bytes/conn", "", "%.0f", 1, true}}},
+	{"Idle", "Memory of the server's process for each of 10,000 idle connections, bytes", []unit{
+		{"bytes/conn", "in all", "%.0f", 1, true},
+		{"stack-bytes/conn", "stacks", "%.0f", 1, true},
+		{"heap-bytes/conn", "allocated", "%.0f", 1, true},
+	}},
 	{"Stalled", "Bursts of 16 events to clients that read, beside stalled ones that do not: delay, 99 percent, ms", []unit{{"p99-ms", "", "%.1f", 1, true}}},
 	{"Stalled", again + "delay, median, ms", []unit{{"p50-ms", "", "%.1f", 1, true}}},
 	{"Stalled", again + "time for each burst, ms", []unit{{"ns/op", "", "%.1f", 1e-6, true}}},
