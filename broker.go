@@ -1025,6 +1025,8 @@ func (b *Broker) serve(w http.ResponseWriter, r *http.Request, s *subscriber) (e
 		}
 		return err
 	}
+	out.liftReadDeadline()
+	defer out.setReadDeadline(r)
 	if r.ProtoMajor == 1 { // where a deadline that passes on an idle stream does no harm
 		out.keep = true
 		defer out.clearDeadline()

@@ -181,7 +181,7 @@ func TestServeTogether(t *testing.T) {
 			return fmt.Sprintf("write %q", b.String())
 		}
 		w.want(t, "events",
-			"read deadline off", "deadline 10s", "status 200", "flush", "deadline off",
+			"deadline 10s", "status 200", "flush", "deadline off", "read deadline off",
 			"deadline 10s", text(0, maxTogether), "flush", "deadline off",
 			"deadline 10s", text(maxTogether, n), "flush", "deadline off")
 	})
@@ -225,7 +225,7 @@ func TestServeHEAD(t *testing.T) {
 	events <- Event{Data: "a"}
 	w := &wireTape{}
 	wireCheck(t, Serve(w, httptest.NewRequest("HEAD", "/", nil), events))
-	w.want(t, "HEAD", "read deadline off", "status 200")
+	w.want(t, "HEAD", "status 200")
 	if len(events) != 1 {
 		t.Errorf("got %d events left, want 1", len(events))
 	}
@@ -930,7 +930,7 @@ func TestWriterFlushesOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &wireTape{}
 		out := begin(t, w, httptest.NewRequest("GET", "/", nil))
-		w.want(t, "headers", "read deadline off", "deadline 10s", "status 200", "flush", "deadline off")
+		w.want(t, "headers", "deadline 10s", "status 200", "flush", "deadline off", "read deadline off")
 		time.Sleep(time.Hour)
 
 		wireCheck(t, out.Send(Event{Data: "a"}, Event{Data: "b"}, Event{Data: "c"}))
@@ -946,7 +946,7 @@ func TestWriterFlushesOnce(t *testing.T) {
 
 		r := httptest.NewRequest("GET", "/", nil)
 		wireCheck(t, newWriter(w, r, time.Minute).open(r, []byte("retry: 1\n\n")))
-		w.want(t, "hello", "read deadline off", "deadline 1m0s", "status 200", "deadline 1m0s", `write "retry: 1\n\n"`, "flush", "deadline off")
+		w.want(t, "hello", "deadline 1m0s", "status 200", "deadline 1m0s", `write "retry: 1\n\n"`, "flush", "deadline off")
 	})
 }
 
@@ -955,7 +955,7 @@ func TestWriterFlushesOnce(t *testing.T) {
 func TestWriterWithoutDeadlines(t *testing.T) {
 	w := &wireTape{noDeadlines: true}
 	out := begin(t, w, httptest.NewRequest("GET", "/", nil))
-	w.want(t, "headers", "read deadline refused", "deadline refused", "status 200", "flush")
+	w.want(t, "headers", "deadline refused", "status 200", "flush", "read deadline refused")
 	wireCheck(t, out.Send(Event{Data: "a"}))
 	w.want(t, "send", `write "data: a\n\n"`, "flush")
 }
@@ -3328,7 +3328,7 @@ func TestServeSetsDeadlinesSparingly(t *testing.T) {
 		ended := make(chan error)
 		go func() { ended <- b.Serve(w, httptest.NewRequest("GET", "/", nil).WithContext(ctx)) }()
 		synctest.Wait()
-		w.want(t, "headers", "read deadline off", "deadline 16s", "status 200", "flush", "deadline off")
+		w.want(t, "headers", "deadline 16s", "status 200", "flush", "deadline off", "read deadline off")
 		for _, data := range []string{"1", "2", "3"} {
 			b.Publish(Event{Data: data})
 			time.Sleep(500 * time.Millisecond)
@@ -4022,6 +4022,114 @@ func TestLargeEventOverASlowConnection(t *testing.T) {
 		}
 		c.stall(false)
 		c.want(large + " 1")
+	})
+}
+
+// net/http reads what is left of a request's body before it writes the headers,
+// and once more when the handler has returned.
+func TestClientThatDoesNotSendItsBodyHoldsNothing(t *testing.T) {
+	const (
+		announced = "Content-Length: 5\r\n"
+		patience  = defaultWriteTimeout / 2
+		linger    = 500 * time.Millisecond // of net/http before it closes a connection
+	)
+	bubble := func(name string, test func(t *testing.T)) {
+		t.Run(name, func(t *testing.T) { synctest.Test(t, test) })
+	}
+	for name, b := range map[string]*Broker{"Serve": {}, "turned away": {MaxClients: 1}} {
+		bubble(name, func(t *testing.T) {
+			b.Logger = slog.New(slog.DiscardHandler)
+			s := serveBroker(t, b)
+			if b.MaxClients > 0 {
+				s.get("/", "")
+				synctest.Wait()
+			}
+			c := s.get("/", announced)
+			time.Sleep(patience - 1)
+			for _, want := range []int{0, http.StatusOK} {
+				synctest.Wait()
+				c.mu.Lock()
+				if c.status != want {
+					t.Errorf("status: got %d, want %d", c.status, want)
+				}
+				c.mu.Unlock()
+				time.Sleep(1)
+			}
+			b.Shutdown(t.Context())
+		})
+	}
+	bubble("NewWriter", func(t *testing.T) {
+		s := servePipe(t, &http.Server{}, func(w http.ResponseWriter, r *http.Request) error {
+			_, err := NewWriter(w, r)
+			return err
+		})
+		s.get("/", announced)
+		time.Sleep(patience)
+		if err := s.served(); err != nil {
+			t.Errorf("NewWriter: got %v", err)
+		}
+	})
+	bubble("unless it was read", func(t *testing.T) { // and net/http watches for the client's leaving
+		b := &Broker{}
+		s := servePipe(t, &http.Server{}, func(w http.ResponseWriter, r *http.Request) error {
+			io.Copy(io.Discard, r.Body)
+			return b.Serve(w, r)
+		})
+		c := s.get("/", "Content-Length: 7\r\n\r\n12345") // and a line end
+		time.Sleep(time.Hour)
+		if err := s.served(); err != errNotServed {
+			t.Errorf("Serve: got %v", err)
+		}
+		c.close()
+		if err := s.served(); !errors.Is(err, ErrClientLeft) {
+			t.Errorf("Serve: got %v, want ErrClientLeft", err)
+		}
+	})
+	bubble("Shutdown", func(t *testing.T) {
+		b := &Broker{}
+		s := serveBroker(t, b)
+		s.get("/", announced)
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := b.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Shutdown: got %v", err)
+		}
+		if err := s.served(); !errors.Is(err, ErrClosed) {
+			t.Errorf("Serve: got %v, want ErrClosed", err)
+		}
+	})
+	closes := func(t *testing.T, conn net.Conn, after time.Duration) {
+		t.Helper()
+		start := time.Now()
+		io.Copy(io.Discard, conn)
+		if got := time.Since(start); got != after && got != after+linger {
+			t.Errorf("the connection was closed after %v, want %v", got, after)
+		}
+	}
+	bubble("HEAD", func(t *testing.T) { // the server's own deadline holds
+		s := servePipe(t, &http.Server{ReadTimeout: time.Minute}, func(w http.ResponseWriter, r *http.Request) error {
+			return (&Broker{}).Serve(w, r)
+		})
+		conn, err := s.dial()
+		wireCheck(t, err)
+		defer conn.Close()
+		fmt.Fprintf(conn, "HEAD / HTTP/1.1\r\nHost: test\r\n%s\r\n", announced)
+		closes(t, conn, time.Minute)
+	})
+	bubble("at the end", func(t *testing.T) {
+		b := &Broker{}
+		s := serveBroker(t, b)
+		conn, err := s.dial()
+		wireCheck(t, err)
+		defer conn.Close()
+		const chunk = 300 << 10 // more than net/http reads before it answers
+		go fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n", chunk, strings.Repeat("x", chunk))
+		go func() {
+			time.Sleep(time.Hour)
+			b.Shutdown(t.Context())
+		}()
+		closes(t, conn, time.Hour+patience)
 	})
 }
 

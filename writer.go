@@ -95,6 +95,9 @@ func NewWriter(w http.ResponseWriter, r *http.Request) (*Writer, error) {
 	if err := out.open(r, nil); err != nil {
 		return nil, err
 	}
+	if r.Method != http.MethodHead {
+		out.liftReadDeadline()
+	}
 	return out, nil
 }
 
@@ -111,7 +114,6 @@ func newWriter(w http.ResponseWriter, r *http.Request, timeout time.Duration) *W
 // open begins the stream with hello, in the same flush as the headers: no client
 // sees the one without the other.
 func (w *Writer) open(r *http.Request, hello []byte) error {
-	w.rc.SetReadDeadline(time.Time{}) // fails only where there is none to lift
 	added := addHeaders(w.w.Header(), endsWithConnection(r))
 	if r.Method == http.MethodHead {
 		w.w.WriteHeader(http.StatusOK)
@@ -127,6 +129,7 @@ func (w *Writer) open(r *http.Request, hello []byte) error {
 		http.Error(w.w, w.err.Error(), http.StatusInternalServerError)
 		return w.err
 	}
+	w.setReadDeadline(r)
 	w.setDeadline()
 	// Not left to the flush: a compressor may look at the headers here alone.
 	w.w.WriteHeader(http.StatusOK)
@@ -271,6 +274,20 @@ func (w *Writer) end() error {
 	return nil
 }
 
+// setReadDeadline bounds what net/http reads by itself over HTTP/1.x: what is left
+// of the request's body, before it writes the headers and when the handler returns.
+// A client could otherwise announce a body, and hold the handler by not sending it.
+func (w *Writer) setReadDeadline(r *http.Request) {
+	timeout := cmp.Or(w.WriteTimeout, defaultWriteTimeout)
+	if r.ProtoMajor == 1 && r.Body != nil && r.Body != http.NoBody && timeout > 0 {
+		w.rc.SetReadDeadline(time.Now().Add(timeout / 2)) // the headers need time too
+	}
+}
+
+// liftReadDeadline has net/http watch for the end of the connection as long as the
+// stream takes. It fails only where there is no deadline to lift.
+func (w *Writer) liftReadDeadline() { w.rc.SetReadDeadline(time.Time{}) }
+
 // setDeadline sets the deadline for a write that begins now. One that was kept
 // will do until a sixteenth of its time has passed.
 func (w *Writer) setDeadline() {
@@ -294,11 +311,14 @@ func (w *Writer) clearDeadline() {
 	}
 }
 
-// cut ends a write that is under way and any later one. Unlike the other
-// methods it may be called at any time until the handler has returned.
+// cut ends a write that is under way and any later one, and what net/http reads
+// before it. Unlike the other methods it may be called at any time until the
+// handler has returned.
 func (w *Writer) cut() {
 	w.isCut.Store(true)
-	w.rc.SetWriteDeadline(time.Unix(1, 0))
+	past := time.Unix(1, 0)
+	w.rc.SetReadDeadline(past)
+	w.rc.SetWriteDeadline(past)
 }
 
 // fail ends the stream because of a failed write and returns the reason.
