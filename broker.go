@@ -142,7 +142,8 @@ type Broker struct {
 	workers    int  // goroutines that empty it
 	maxWorkers int
 	resting    list        // those that are live, the longest first
-	sweeper    *time.Timer // runs sweep when the first of those needs a keep-alive
+	checked    list        // the same, after it was looked whether they answered what they got last
+	sweeper    *time.Timer // runs sweep when the first in one of these is due
 	sweeping   bool        // it will run
 
 	warned    map[string]time.Time // when each warning was logged last
@@ -497,7 +498,7 @@ func (b *Broker) unliveLocked(s *subscriber) {
 	}
 	s.behind.Store(true)
 	if s.detached != nil {
-		b.resting.remove(s)
+		b.restingListLocked(s).remove(s)
 	}
 }
 
@@ -1098,7 +1099,8 @@ func write(out *Writer, batch []*entry) error {
 //
 // The handler must not touch w after that. The request's context ends when the
 // handler returns and has no part in the stream. A client that closes its
-// connection is noticed by the next write, at the latest by the next keep-alive.
+// connection is noticed by the next write, at the latest by the next keep-alive;
+// one that vanished, on Linux, about WriteTimeout after that.
 //
 // The stream is delimited by the end of the connection. Where that cannot be
 // taken over, because the client speaks HTTP/2, or a ResponseWriter offers no
@@ -1154,6 +1156,7 @@ type detached struct {
 	// Guarded by the broker's mu.
 	prev, next *subscriber // in its list
 	since      time.Time   // when it went live
+	isChecked  bool        // it is in the broker's checked
 	idle       bool        // it needs a keep-alive
 }
 
@@ -1234,6 +1237,9 @@ func (b *Broker) serveLocked(s *subscriber, once *attempt, batch []*entry) (_ []
 	case d.suspect && once.peerLeft(d.hijacked):
 		b.dismiss(s, ErrClientLeft)
 		return batch, false
+	case d.isSilent():
+		b.dismiss(s, errSilent)
+		return batch, false
 	}
 	d.suspect = false
 	written := 0
@@ -1259,6 +1265,9 @@ func (b *Broker) attend(s *subscriber, batch []*entry, skip int) {
 		if d.suspect {
 			d.suspect = false
 			err = d.peerLeft()
+		}
+		if err == nil && d.isSilent() {
+			err = errSilent
 		}
 		if err == nil {
 			err = pieces(batch, skip, d.put)
@@ -1316,7 +1325,7 @@ func (b *Broker) owedLocked(s *subscriber, batch []*entry) (_ []*entry, all bool
 // dismiss ends the stream of s, which is detached.
 func (b *Broker) dismiss(s *subscriber, reason error) {
 	d := s.detached
-	if errors.Is(reason, ErrTooSlow) {
+	if errors.Is(reason, ErrTooSlow) || reason == errSilent {
 		d.breakOff()
 	}
 	d.conn.Close()
@@ -1331,30 +1340,66 @@ func (b *Broker) dismiss(s *subscriber, reason error) {
 
 // restLocked notes that s, which is detached, has gone live.
 func (b *Broker) restLocked(s *subscriber) {
-	s.detached.since = time.Now()
+	s.detached.since, s.detached.isChecked = time.Now(), false
 	b.resting.push(s)
 	if period := b.keepAlivePeriod(); period > 0 && !b.sweeping {
-		b.sweeping = true
-		if b.sweeper == nil {
-			b.sweeper = time.AfterFunc(period, b.sweep)
-		} else {
-			b.sweeper.Reset(period)
-		}
+		b.sweepAfterLocked(b.checkPeriod())
 	}
 }
 
-// sweep has a keep-alive sent to the detached clients that need one.
+// restingListLocked returns the list that s, which is live, is in.
+func (b *Broker) restingListLocked(s *subscriber) *list {
+	if s.detached.isChecked {
+		return &b.checked
+	}
+	return &b.resting
+}
+
+func (b *Broker) sweepAfterLocked(d time.Duration) {
+	b.sweeping = true
+	if b.sweeper == nil {
+		b.sweeper = time.AfterFunc(d, b.sweep)
+	} else {
+		b.sweeper.Reset(d)
+	}
+}
+
+// sweep has a keep-alive sent to the detached clients that need one, and looks
+// whether they answered in time what they got last.
 func (b *Broker) sweep() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.sweeping = false
-	b.fanOutAllLocked()
+	next := time.Duration(math.MaxInt64)
 	for s := b.resting.first; s != nil; s = b.resting.first {
-		if left := b.keepAlivePeriod() - time.Since(s.detached.since); left > 0 {
-			b.sweeping = true
-			b.sweeper.Reset(left)
-			return
+		if left := b.checkPeriod() - time.Since(s.detached.since); left > 0 {
+			next = left
+			break
 		}
+		b.resting.remove(s)
+		b.checked.push(s)
+		s.detached.isChecked = true
+		if s.detached.isSilent() {
+			b.queueKeepAliveLocked(s) // instead of which it is dismissed
+		}
+		b.mu.Unlock() // others are not to wait for the whole list
+		b.mu.Lock()
+	}
+	for s := b.checked.first; s != nil; s = b.checked.first {
+		if left := b.keepAlivePeriod() - time.Since(s.detached.since); left > 0 {
+			next = min(next, left)
+			break
+		}
+		b.queueKeepAliveLocked(s)
+	}
+	if b.sweeping = next < math.MaxInt64; b.sweeping {
+		b.sweepAfterLocked(next)
+	}
+}
+
+// queueKeepAliveLocked has a keep-alive sent to s, which is detached and live.
+func (b *Broker) queueKeepAliveLocked(s *subscriber) {
+	b.fanOutAllLocked()
+	if !s.behind.Load() {
 		s.detached.idle = true
 		b.leaveBehindLocked(s, b.ring.head+1)
 	}
@@ -1425,6 +1470,16 @@ func (b *Broker) meaningful(id string) string {
 
 func (b *Broker) keepAlivePeriod() time.Duration {
 	return cmp.Or(b.KeepAlive, defaultKeepAlive)
+}
+
+// checkPeriod is how long after a detached client was last written to it is looked
+// whether it has answered.
+func (b *Broker) checkPeriod() time.Duration {
+	timeout := cmp.Or(b.WriteTimeout, defaultWriteTimeout)
+	if timeout < 0 {
+		return b.keepAlivePeriod()
+	}
+	return min(timeout, b.keepAlivePeriod())
 }
 
 func (b *Broker) retry() time.Duration {

@@ -3821,58 +3821,6 @@ func TestDeadPeerIsNoticed(t *testing.T) {
 	})
 }
 
-// A keep-alive that fits in the socket's buffer misses no deadline of the
-// program's: the kernel has to break off the connection.
-func TestDetachedDeadPeerIsBrokenOff(t *testing.T) {
-	if runtime.GOOS != "linux" {
-		t.Skip("TCP_USER_TIMEOUT is Linux's")
-	}
-	for _, test := range []struct {
-		timeout time.Duration
-		tls     bool
-		want    int
-	}{{7 * time.Second, false, 7000}, {7 * time.Second, true, 7000}, {0, false, 10_000}, {-1, false, 0}, {1, false, 1}, {math.MaxInt64, false, math.MaxInt32}} {
-		b := &Broker{WriteTimeout: test.timeout, Logger: slog.New(slog.DiscardHandler)}
-		hijacked := make(chan net.Conn, 1)
-		srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { b.Detach(w, r, nil) }))
-		srv.Config.ConnState = func(c net.Conn, s http.ConnState) {
-			if s == http.StateHijacked {
-				hijacked <- c
-			}
-		}
-		if test.tls {
-			srv.StartTLS()
-		} else {
-			srv.Start()
-		}
-		resp, err := srv.Client().Get(srv.URL)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp.Body.Read(make([]byte, 1)) // the option is set before the first byte leaves
-		conn := <-hijacked
-		if t, ok := conn.(*tls.Conn); ok {
-			conn = t.NetConn()
-		}
-		raw, err := conn.(*net.TCPConn).SyscallConn()
-		if err != nil {
-			t.Fatal(err)
-		}
-		got := 0
-		raw.Control(func(fd uintptr) { got, err = getOption(syscall.GetsockoptInt, fd, 18) })
-		if err != nil || got != test.want {
-			t.Errorf("WriteTimeout %v, TLS %v: got TCP_USER_TIMEOUT %d ms, error %v, want %d", test.timeout, test.tls, got, err, test.want)
-		}
-		b.Shutdown(t.Context())
-		resp.Body.Close()
-		srv.Close()
-	}
-}
-
-func getOption[FD ~int | ~uintptr](f func(FD, int, int) (int, error), fd uintptr, option int) (int, error) {
-	return f(FD(fd), syscall.IPPROTO_TCP, option)
-}
-
 func TestClientThatDoesNotReadIsCutOff(t *testing.T) {
 	for _, test := range []struct {
 		timeout, want time.Duration
@@ -4131,6 +4079,130 @@ func TestClientThatDoesNotSendItsBodyHoldsNothing(t *testing.T) {
 		}()
 		closes(t, conn, time.Hour+patience)
 	})
+}
+
+// A client that is there, but does not read for longer than WriteTimeout, stays
+// as long as no write has to wait for it: its system answers, though only that
+// there is no room.
+func TestClientThatPausesStays(t *testing.T) {
+	for name, serve := range map[string]func(*Broker, http.ResponseWriter, *http.Request, func(error)){
+		"Serve":  func(b *Broker, w http.ResponseWriter, r *http.Request, done func(error)) { done(b.Serve(w, r)) },
+		"Detach": func(b *Broker, w http.ResponseWriter, r *http.Request, done func(error)) { b.Detach(w, r, done) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := &Broker{WriteTimeout: 250 * time.Millisecond, KeepAlive: 50 * time.Millisecond}
+			done := make(chan error, 1)
+			srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				serve(b, w, r, func(err error) { done <- err })
+			}))
+			srv.Config.ConnState = func(c net.Conn, s http.ConnState) {
+				if s == http.StateNew {
+					c.(*net.TCPConn).SetWriteBuffer(200_000)
+				}
+			}
+			srv.Start()
+			defer srv.Close()
+			defer b.Shutdown(t.Context())
+			conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			conn.(*net.TCPConn).SetReadBuffer(4 << 10)
+			fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// The server's buffer holds this, the client's does not.
+			big := strings.Repeat("x", 64<<10)
+			b.Publish(Event{Data: big})
+			select { // on the clock of the system, by which it breaks off connections
+			case err := <-done:
+				t.Fatalf("cut off: %v", err)
+			case <-time.After(1500 * time.Millisecond):
+			}
+			b.Publish(Event{Data: "after"})
+			stream := NewDecoder(resp.Body)
+			for _, want := range []string{big, "after"} {
+				if e, err := stream.Decode(); e.Data != want || err != nil {
+					t.Fatalf("got %.20q, %d bytes, error %v, want %.20q, %d bytes", e.Data, len(e.Data), err, want, len(want))
+				}
+			}
+		})
+	}
+}
+
+// What fits in the socket's buffer misses no deadline, though nobody is at the
+// other end any more.
+func TestDetachedDeadPeerIsNoticed(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("other systems do not tell")
+	}
+	for name, every := range map[string]time.Duration{"keep-alives alone": 0, "small events": 20 * time.Millisecond} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := &Broker{WriteTimeout: time.Second, KeepAlive: 1200 * time.Millisecond}
+			type end struct {
+				path string
+				err  error
+			}
+			ended := make(chan end, 2)
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				b.Detach(w, r, func(err error) { ended <- end{r.URL.Path, err} })
+			}))
+			defer srv.Close()
+			defer b.Shutdown(t.Context())
+			var conns [2]*net.TCPConn
+			for i, path := range []string{"/alive", "/dead"} {
+				conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: test\r\n\r\n", path)
+				conn.Read(make([]byte, 1))
+				conns[i] = conn.(*net.TCPConn)
+			}
+			go io.Copy(io.Discard, conns[0])
+			// To drop all packets that have crossed a router is to drop all: they come
+			// with a time to live of 64.
+			const ipMinTTL = 21
+			raw, err := conns[1].SyscallConn()
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw.Control(func(fd uintptr) { err = setIPOption(syscall.SetsockoptInt, fd, ipMinTTL, 255) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			events := time.NewTicker(max(every, time.Millisecond))
+			defer events.Stop()
+			if every == 0 {
+				events.Stop()
+			}
+			late := time.After(20 * time.Second) // and TCP takes 15 minutes
+			for {
+				select {
+				case <-events.C:
+					b.Publish(Event{Data: "small"})
+					continue
+				case got := <-ended:
+					if got.path != "/dead" || !errors.Is(got.err, ErrClientLeft) || !errors.Is(got.err, syscall.ETIMEDOUT) {
+						t.Errorf("%s ended with %v, want /dead, ErrClientLeft and ETIMEDOUT", got.path, got.err)
+					}
+				case <-late:
+					t.Error("not noticed")
+				}
+				return
+			}
+		})
+	}
+}
+
+func setIPOption[FD ~int | ~uintptr](f func(FD, int, int, int) error, fd uintptr, option, value int) error {
+	return f(FD(fd), syscall.IPPROTO_IP, option, value)
 }
 
 // broker.go: Detach. What it has in common with Serve is tested with Serve.

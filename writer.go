@@ -4,9 +4,9 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 	"net"
 	"net/http"
 	"os"
@@ -352,10 +352,11 @@ func writeError(err error, began time.Time, timeout time.Duration) error {
 // A hijacked is the connection of a client that was taken over from net/http. One
 // goroutine at a time has it.
 type hijacked struct {
-	conn    net.Conn
-	raw     syscall.RawConn // nil: there is no way to write without waiting
-	timeout time.Duration
-	isCut   atomic.Bool
+	conn     net.Conn
+	raw      syscall.RawConn // nil: there is no way to write without waiting
+	timeout  time.Duration
+	answered time.Time // when isSilent last found that the peer is there
+	isCut    atomic.Bool
 }
 
 // hijack takes over the connection from w. It returns nil, having done nothing,
@@ -368,7 +369,7 @@ func hijack(w http.ResponseWriter, r *http.Request, timeout time.Duration) *hija
 	if err != nil {
 		return nil
 	}
-	h := &hijacked{conn: conn, timeout: cmp.Or(timeout, defaultWriteTimeout)}
+	h := &hijacked{conn: conn, timeout: cmp.Or(timeout, defaultWriteTimeout), answered: time.Now()}
 	// Only these very types: one that embeds them may do more than they.
 	switch conn := conn.(type) {
 	case *net.TCPConn:
@@ -379,36 +380,53 @@ func hijack(w http.ResponseWriter, r *http.Request, timeout time.Duration) *hija
 	if runtime.GOOS == "windows" {
 		h.raw = nil // its sockets know no plain write
 	}
-	h.breakOffIfSilent()
 	return h
 }
 
-// breakOffIfSilent has Linux break off the connection if the peer confirms
-// nothing of what was sent for as long as a write may take. A write that fits in
-// the socket's buffer, as a keep-alive does, misses no deadline even if nobody is
-// at the other end any more, and TCP goes on trying for a quarter of an hour.
-func (h *hijacked) breakOffIfSilent() {
-	conn := h.conn
-	if t, ok := conn.(*tls.Conn); ok {
-		conn = t.NetConn()
+// isSilent tells whether the peer has confirmed nothing for about as long as a
+// write may take, though it was sent something. A write that fits in the socket's
+// buffer, as a keep-alive does, misses no deadline even if nobody is at the other
+// end any more, and TCP goes on trying for a quarter of an hour. TCP_USER_TIMEOUT
+// would end that, but also break off a client that is there and only has not read
+// for that long.
+func (h *hijacked) isSilent() bool {
+	now := time.Now()
+	silence := now.Sub(h.answered)
+	if h.timeout < 0 || silence < h.timeout/4 { // not worth a system call
+		return false
 	}
-	tcp, ok := conn.(*net.TCPConn)
-	if !ok || h.timeout < 0 || runtime.GOOS != "linux" {
-		return
+	n := h.unanswered()
+	if n == 0 {
+		h.answered = now
 	}
-	raw, err := tcp.SyscallConn()
-	if err != nil {
-		return
-	}
-	const tcpUserTimeout = 18 // RFC 5482; package syscall does not name it
-	ms := int(min(max(h.timeout.Milliseconds(), 1), math.MaxInt32))
-	// Where the kernel refuses, TCP's own patience is what there is.
-	raw.Control(func(fd uintptr) { setOption(syscall.SetsockoptInt, fd, tcpUserTimeout, ms) })
+	return n > 1 && silence >= h.timeout/4*3 // some time passes before the first counts
 }
 
-// setOption calls f, as call does.
-func setOption[FD ~int | ~uintptr](f func(FD, int, int, int) error, fd uintptr, option, value int) error {
-	return f(FD(fd), syscall.IPPROTO_TCP, option, value)
+// unanswered returns how often in a row Linux has sent the peer the same again, or
+// asked it whether it has room again, without an answer.
+func (h *hijacked) unanswered() byte {
+	raw := h.raw
+	if t, ok := h.conn.(*tls.Conn); ok {
+		if tcp, ok := t.NetConn().(*net.TCPConn); ok {
+			raw, _ = tcp.SyscallConn()
+		}
+	}
+	if raw == nil || runtime.GOOS != "linux" {
+		return 0
+	}
+	const tcpInfo = 11 // struct tcp_info: state, congestion state, retransmits, probes, …
+	var info [4]byte
+	raw.Control(func(fd uintptr) {
+		if n, err := getOption(syscall.GetsockoptInt, fd, tcpInfo); err == nil {
+			binary.NativeEndian.PutUint32(info[:], uint32(n))
+		}
+	})
+	return max(info[2], info[3])
+}
+
+// getOption calls f, as call does.
+func getOption[FD ~int | ~uintptr](f func(FD, int, int) (int, error), fd uintptr, option int) (int, error) {
+	return f(FD(fd), syscall.IPPROTO_TCP, option)
 }
 
 // responseHead returns the head of the response that begins a stream which ends
@@ -436,13 +454,22 @@ func (h *hijacked) cut() {
 }
 
 // breakOff closes the connection without a last word: TLS would try for five
-// seconds to say goodbye to a client that does not read.
+// seconds to say goodbye to a client that does not read, and TCP for minutes to
+// send it what is in the socket's buffer, which may be megabytes.
 func (h *hijacked) breakOff() {
-	if t, ok := h.conn.(*tls.Conn); ok {
-		t.NetConn().Close()
+	conn := h.conn
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn()
 	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		tcp.SetLinger(0)
+	}
+	conn.Close()
 	h.conn.Close()
 }
+
+// errSilent is the reason for a client that isSilent tells of.
+var errSilent = fmt.Errorf("%w: %w", ErrClientLeft, syscall.ETIMEDOUT)
 
 // put writes the piece and waits until the client has taken it.
 func (h *hijacked) put(piece []byte) error {
