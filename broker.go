@@ -1026,6 +1026,9 @@ func (b *Broker) serve(w http.ResponseWriter, r *http.Request, s *subscriber) (e
 		}
 		return err
 	}
+	if out.noDeadline {
+		b.warn("sse: WriteTimeout has no effect, no deadline can be set", "behind", fmt.Sprintf("%T", innermost(w)))
+	}
 	out.liftReadDeadline()
 	defer out.setReadDeadline(r)
 	if r.ProtoMajor == 1 { // where a deadline that passes on an idle stream does no harm

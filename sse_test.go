@@ -830,7 +830,7 @@ func TestWriterThatCannotFlush(t *testing.T) {
 		wrap func(http.ResponseWriter) http.ResponseWriter
 	}{
 		{"sse.wireOpaque", func(w http.ResponseWriter) http.ResponseWriter { return wireOpaque{w} }},
-		{"sse.wireMiddleware", func(w http.ResponseWriter) http.ResponseWriter { return wireMiddleware{wireOpaque{w}} }},
+		{"sse.wireOpaque", func(w http.ResponseWriter) http.ResponseWriter { return wireMiddleware{wireOpaque{w}} }},
 	} {
 		w := httptest.NewRecorder()
 		w.Header().Set("X-Accel-Buffering", "of the program")
@@ -5249,6 +5249,31 @@ type publishWriter struct{ b *Broker }
 
 func (w publishWriter) Write(p []byte) (int, error) {
 	return len(p), w.b.Publish(Event{Data: string(p)}, "log")
+}
+
+// Where no deadline can be set the log says so, and what is in the way.
+func TestWarningWithoutDeadlines(t *testing.T) {
+	for _, tt := range []struct {
+		timeout time.Duration
+		w       *wireTape
+		want    string
+	}{
+		{0, &wireTape{noDeadlines: true}, "level=WARN msg=\"sse: WriteTimeout has no effect, no deadline can be set\" behind=*sse.wireTape\n"},
+		{-1, &wireTape{noDeadlines: true}, ""},
+		{0, &wireTape{}, ""},
+	} {
+		var log strings.Builder
+		b := &Broker{WriteTimeout: tt.timeout, Logger: slog.New(slog.NewTextHandler(&log, nil))}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		for range 2 {
+			b.Serve(wireMiddleware{tt.w}, httptest.NewRequestWithContext(ctx, "GET", "/", nil))
+		}
+		_, got, _ := strings.Cut(log.String(), " ") // after the time
+		if got != tt.want {
+			t.Errorf("WriteTimeout %v, no deadlines: %t: got log %q, want %q", tt.timeout, tt.w.noDeadlines, got, tt.want)
+		}
+	}
 }
 
 // broker.go: costs.

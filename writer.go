@@ -86,8 +86,8 @@ type Writer struct {
 // Send fails.
 //
 // Where w cannot be flushed the client gets status 500, and NewWriter returns
-// an error that wraps [http.ErrNotSupported] and names the type of w: wrap it
-// in one with an Unwrap method, as [http.ResponseController] asks.
+// an error that wraps [http.ErrNotSupported] and names the type in the way: wrap
+// it in one with an Unwrap method, as [http.ResponseController] asks.
 //
 // See https://html.spec.whatwg.org/multipage/server-sent-events.html#server-sent-events-intro.
 func NewWriter(w http.ResponseWriter, r *http.Request) (*Writer, error) {
@@ -120,7 +120,7 @@ func (w *Writer) open(r *http.Request, hello []byte) error {
 		w.err = http.ErrBodyNotAllowed
 		return nil
 	}
-	impossible := fmt.Errorf("sse: %T cannot be flushed: %w", w.w, http.ErrNotSupported)
+	impossible := fmt.Errorf("sse: %T cannot be flushed: %w", innermost(w.w), http.ErrNotSupported)
 	if !canFlush(w.w) {
 		for _, name := range added {
 			w.w.Header().Del(name)
@@ -156,6 +156,18 @@ func canFlush(w http.ResponseWriter) bool {
 		default:
 			return false
 		}
+	}
+}
+
+// innermost returns what an http.ResponseController finds in the end if nothing can
+// do what it looks for: that is in the way.
+func innermost(w http.ResponseWriter) http.ResponseWriter {
+	for {
+		t, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			return w
+		}
+		w = t.Unwrap()
 	}
 }
 
