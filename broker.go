@@ -12,6 +12,7 @@ import (
 	mrand "math/rand/v2"
 	"net/http"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"sort"
 	"strconv"
@@ -687,7 +688,8 @@ func (b *Broker) LastEventID() string {
 // join adds s, which begins behind, with its first entry to pull after lastID.
 func (b *Broker) join(s *subscriber, lastID string, names []string) error {
 	names = distinct(names)
-	lastID = strings.ToValidUTF8(lastID[:min(len(lastID), maxIDBytes)], "\ufffd")
+	// A copy, or the rest of a long header would be kept too.
+	lastID = strings.ToValidUTF8(strings.Clone(lastID[:min(len(lastID), maxIDBytes)]), "\ufffd")
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.initLocked()
@@ -967,7 +969,7 @@ func names(topics []*topic) []string {
 // [NewWriter] finds that w cannot be flushed. It returns nil only for HEAD, whose
 // answer is the headers alone. The stream ends early when the request's context
 // does; the program may give r one of its own, to revoke a client's access say.
-func (b *Broker) Serve(w http.ResponseWriter, r *http.Request, topics ...string) error {
+func (b *Broker) Serve(w http.ResponseWriter, r *http.Request, topics ...string) (err error) {
 	if r.Method == http.MethodHead {
 		_, err := NewWriter(w, r)
 		return err
@@ -976,7 +978,11 @@ func (b *Broker) Serve(w http.ResponseWriter, r *http.Request, topics ...string)
 	if err != nil {
 		return err
 	}
-	return b.serve(w, r, s)
+	defer func() {
+		b.leave(s)
+		b.debug(r, "sse: client gone", "reason", err)
+	}()
+	return b.stream(w, r, s)
 }
 
 // admit makes the client a subscriber, or turns it away.
@@ -984,7 +990,6 @@ func (b *Broker) admit(w http.ResponseWriter, r *http.Request, topics []string) 
 	s, lastID := &subscriber{client: true}, LastEventID(r)
 	err := b.join(s, lastID, topics)
 	if err == nil {
-		b.debug(r, "sse: client came", "topics", topics, "lastEventID", s.lastID)
 		return s, nil
 	}
 	b.debug(r, "sse: client turned away", "reason", err)
@@ -1007,13 +1012,10 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	b.Serve(w, r)
 }
 
-// serve is Serve for s, which was admitted. All it writes is written by this
+// stream is Serve for s, which was admitted. All it writes is written by this
 // goroutine, keep-alives included.
-func (b *Broker) serve(w http.ResponseWriter, r *http.Request, s *subscriber) (err error) {
-	defer func() {
-		b.leave(s)
-		b.debug(r, "sse: client gone", "reason", err)
-	}()
+func (b *Broker) stream(w http.ResponseWriter, r *http.Request, s *subscriber) error {
+	b.came(r, s)
 	out := newWriter(w, r, b.WriteTimeout)
 	s.ch = make(chan *entry, 1)
 	b.canCut(s, out.cut)
@@ -1043,7 +1045,7 @@ func (b *Broker) serve(w http.ResponseWriter, r *http.Request, s *subscriber) (e
 		timer = time.AfterFunc(period, func() { due.Store(true); s.wake() })
 		defer timer.Stop()
 	}
-	err = b.run(r.Context(), s, func(batch []*entry) error {
+	err := b.run(r.Context(), s, func(batch []*entry) error {
 		if due.Load() {
 			due.Store(false)
 			if len(batch) == 0 && time.Since(out.wrote) >= period {
@@ -1122,11 +1124,21 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 		done(err)
 		return
 	}
+	taken := false // over by others, who end the stream
+	err = errPanic
+	defer func() {
+		if !taken {
+			defer b.leave(s) // Shutdown waits for done
+			b.debug(r, "sse: client gone", "reason", err)
+			done(err)
+		}
+	}()
 	h := hijack(w, r, b.WriteTimeout)
 	if h == nil {
-		done(b.serve(w, r, s))
+		err = b.stream(w, r, s)
 		return
 	}
+	b.came(r, s)
 	d := &detached{hijacked: h, done: done}
 	if b.logger().Enabled(r.Context(), slog.LevelDebug) {
 		d.done = func(err error) {
@@ -1141,7 +1153,7 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 	b.canCut(s, d.cut)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s.detached = d
+	s.detached, taken = d, true
 	b.queueLocked(s)
 }
 
@@ -1281,7 +1293,8 @@ func (b *Broker) attend(s *subscriber, batch []*entry, skip int) {
 	err := b.give(s, batch, send)
 	for err == nil {
 		if s.lost {
-			if err = b.bridge(d.ctx, s, send); err != nil {
+			err = b.guard("CatchUp", func() error { return b.bridge(d.ctx, s, send) })
+			if err != nil {
 				break
 			}
 		}
@@ -1337,8 +1350,23 @@ func (b *Broker) dismiss(s *subscriber, reason error) {
 	}
 	go func() {
 		defer b.leave(s) // Shutdown waits for done
-		d.done(reason)
+		b.guard("the function given to Detach", func() error { d.done(reason); return nil })
 	}()
+}
+
+// errPanic is the reason for a stream that a panic ended.
+var errPanic = errors.New("sse: stream ended by a panic")
+
+// guard calls code of the program, a panic in which costs one client and not the
+// process, as net/http has it for handlers.
+func (b *Broker) guard(what string, f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			b.logger().Error("sse: panic in "+what, "panic", p, "stack", string(debug.Stack()))
+			err = errPanic
+		}
+	}()
+	return f()
 }
 
 // restLocked notes that s, which is detached, has gone live.
@@ -1568,6 +1596,9 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if len(b.subs) == 0 { // the last one has left at that moment
+		return nil
+	}
 	b.impatient = true
 	for s := range b.subs {
 		if s.cancel != nil {
@@ -1629,6 +1660,13 @@ func (b *Broker) warn(msg string, args ...any) {
 	b.mu.Unlock()
 	if due {
 		b.logger().Warn(msg, args...)
+	}
+}
+
+// came logs that r was admitted as s.
+func (b *Broker) came(r *http.Request, s *subscriber) {
+	if b.logger().Enabled(r.Context(), slog.LevelDebug) {
+		b.debug(r, "sse: client came", "topics", names(s.topics), "lastEventID", s.lastID)
 	}
 }
 

@@ -40,6 +40,7 @@ import (
 	"testing/synctest"
 	"time"
 	"unicode/utf8"
+	"unsafe"
 	"weak"
 )
 
@@ -3364,6 +3365,15 @@ func TestVarnishGetsChunks(t *testing.T) {
 	})
 }
 
+func TestLongHeaderIsNotKept(t *testing.T) {
+	b, s := &Broker{}, &subscriber{}
+	long := strings.Repeat("x", 1<<20)
+	wireCheck(t, b.join(s, long, nil))
+	if unsafe.StringData(s.lastID) == unsafe.StringData(long) {
+		t.Error("the subscriber keeps the whole header")
+	}
+}
+
 // broker.go: keep-alives.
 
 func TestKeepAlives(t *testing.T) {
@@ -4205,6 +4215,53 @@ func setIPOption[FD ~int | ~uintptr](f func(FD, int, int, int) error, fd uintptr
 	return f(FD(fd), syscall.IPPROTO_IP, option, value)
 }
 
+// A client with Expect: 100-continue may wait for the end of the answer before it
+// sends its body, and net/http for the body before it closes the connection.
+func TestStreamEndsForAClientThatStillHasItsBody(t *testing.T) {
+	const header = "Content-Length: 5\r\nExpect: 100-continue\r\n"
+	for name, serve := range map[string]func(http.ResponseWriter, *http.Request) error{
+		"NewWriter": func(w http.ResponseWriter, r *http.Request) error {
+			out, err := NewWriter(w, r)
+			if err == nil {
+				err = out.Send(Event{Data: "1"})
+			}
+			return err
+		},
+		"Detach": func(w http.ResponseWriter, r *http.Request) (err error) {
+			b := &Broker{Logger: slog.New(slog.DiscardHandler)}
+			start := b.LastEventID()
+			b.Publish(Event{Data: "1"})
+			time.AfterFunc(time.Second, func() { b.Shutdown(context.Background()) })
+			r.Header.Set("Last-Event-ID", start)
+			b.Detach(w, r, func(reason error) {
+				if reason != ErrClosed {
+					err = reason
+				}
+			})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := servePipe(t, &http.Server{}, serve)
+				conn, err := s.dial()
+				wireCheck(t, err)
+				defer conn.Close()
+				fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: test\r\n%s\r\n", header)
+				resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+				wireCheck(t, err)
+				body, err := io.ReadAll(resp.Body)
+				if !strings.Contains(string(body), "data: 1\n\n") || err != nil {
+					t.Errorf("got %q, error %v", body, err)
+				}
+				if err := s.served(); err != nil {
+					t.Errorf("the handler returned %v", err)
+				}
+			})
+		})
+	}
+}
+
 // broker.go: Detach. What it has in common with Serve is tested with Serve.
 
 func TestDetachReturnsAtOnce(t *testing.T) {
@@ -4459,6 +4516,127 @@ func TestDetachOverTCP(t *testing.T) {
 		}
 	}
 	eventually(t, "no goroutine left", func() bool { return runtime.NumGoroutine() <= goroutines })
+}
+
+// A panic in code of the program costs one client, and nobody else notices.
+func TestPanicInCatchUpCostsOneClient(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		serve  func(*testing.T, *Broker) *pipeServer
+		header string
+		want   error
+		logged int // by the Broker; where Serve has it net/http logs it
+	}{
+		{"Serve", serveBroker, "", errNotServed, 0},
+		{"Detach", detachBroker, "", errPanic, 1},
+		{"Detach that blocks", detachBroker, "X-Varnish: 1\r\n", errPanic, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				log := &brokerLog{}
+				b := &Broker{Logger: slog.New(log)}
+				b.CatchUp = func(_ context.Context, lastEventID string, _ []string) iter.Seq2[Event, error] {
+					if lastEventID == "doomed" {
+						panic("CatchUp")
+					}
+					return func(func(Event, error) bool) {}
+				}
+				s := test.serve(t, b)
+				other := s.get("/", test.header)
+				s.get("/", test.header+"Last-Event-ID: doomed\r\n")
+				if err := s.served(); err != test.want {
+					t.Errorf("got %v, want %v", err, test.want)
+				}
+				if got := log.count(slog.LevelError); got != test.logged {
+					t.Errorf("got %d errors logged, want %d", got, test.logged)
+				}
+				if got := b.Stats().Clients; got != 1 {
+					t.Errorf("got %d clients, want 1", got)
+				}
+				b.Publish(Event{Data: "1"})
+				other.want("1")
+				if err := b.Shutdown(t.Context()); err != nil {
+					t.Errorf("Shutdown: %v", err)
+				}
+			})
+		})
+	}
+}
+
+func TestPanicInDoneCostsNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := &brokerLog{}
+		b := &Broker{Logger: slog.New(log)}
+		s := newPipeServer(t, &http.Server{})
+		s.serve(func(w http.ResponseWriter, r *http.Request) {
+			b.Detach(w, r, func(error) { panic("done") })
+		})
+		s.get("/", "")
+		synctest.Wait()
+		if err := b.Shutdown(t.Context()); err != nil {
+			t.Errorf("Shutdown: %v", err)
+		}
+		if got := log.count(slog.LevelError); got != 1 {
+			t.Errorf("got %d errors logged, want 1", got)
+		}
+	})
+}
+
+// A panickyHijacker is middleware that takes it for granted that what it wraps
+// can be hijacked.
+type panickyHijacker struct{ http.ResponseWriter }
+
+func (panickyHijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) { panic("Hijack") }
+
+// A panickyLog cannot log that a client came.
+type panickyLog struct{ slog.Handler }
+
+func (l panickyLog) Enabled(context.Context, slog.Level) bool { return true }
+
+func (l panickyLog) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == "sse: client came" {
+		panic("Handle")
+	}
+	return nil
+}
+
+func TestPanicBeforeTheStreamLeavesNoClientBehind(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		log  slog.Handler
+		wrap func(http.ResponseWriter) http.ResponseWriter
+	}{
+		{"Hijack", &brokerLog{}, func(w http.ResponseWriter) http.ResponseWriter { return panickyHijacker{w} }},
+		{"Logger", panickyLog{}, func(w http.ResponseWriter) http.ResponseWriter { return w }},
+	} {
+		for _, way := range []string{"Serve", "Detach"} {
+			t.Run(test.name+", "+way, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					b := &Broker{Logger: slog.New(test.log)}
+					s := newPipeServer(t, &http.Server{})
+					s.serve(func(w http.ResponseWriter, r *http.Request) {
+						if way == "Serve" {
+							b.Serve(test.wrap(w), r)
+						} else {
+							b.Detach(test.wrap(w), r, s.done)
+						}
+					})
+					c := s.get("/", "")
+					synctest.Wait()
+					c.close()
+					if err := s.served(); way == "Detach" && err != errPanic {
+						t.Errorf("done: got %v, want %v", err, errPanic)
+					}
+					if got := b.Stats().Clients; got != 0 {
+						t.Errorf("got %d clients, want none", got)
+					}
+					if err := b.Shutdown(t.Context()); err != nil {
+						t.Errorf("Shutdown: %v", err)
+					}
+				})
+			})
+		}
+	}
 }
 
 // broker.go: Subscribe.
@@ -5067,6 +5245,18 @@ func TestShutdownAmongPublishersAndClients(t *testing.T) {
 		srv.Close()
 		if got := b.Stats(); got.Clients != 0 || got.Subscribers != 0 || got.Topics != 1 {
 			t.Errorf("Stats after Shutdown: got %+v, want nobody", got)
+		}
+	}
+}
+
+// Shutdown reports an error only if somebody was cut off.
+func TestShutdownWithoutClientsIsNoError(t *testing.T) {
+	b := &Broker{}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 100 {
+		if err := b.Shutdown(ended); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -174,11 +174,15 @@ func innermost(w http.ResponseWriter) http.ResponseWriter {
 // endsWithConnection tells whether the stream that answers r ends with its
 // connection. Chunks would end it no better, and net/http needs up to three writes
 // to the socket for one that is large. But Varnish holds back what comes together
-// with the headers of an answer without chunks, until more comes.
+// with the headers of an answer without chunks, until more comes. And a client may
+// wait for the end before it sends its body (Expect: 100-continue), as net/http
+// waits for that before it closes the connection.
 func endsWithConnection(r *http.Request) bool {
 	_, ours := r.Context().Value(http.ServerContextKey).(*http.Server) // and not package fcgi's
-	return ours && r.ProtoMajor == 1 && r.Header.Get("X-Varnish") == ""
+	return ours && r.ProtoMajor == 1 && !hasBody(r) && r.Header.Get("X-Varnish") == ""
 }
+
+func hasBody(r *http.Request) bool { return r.Body != nil && r.Body != http.NoBody }
 
 // addHeaders sets the headers of an event stream that the program did not set
 // itself, and returns their names.
@@ -291,7 +295,7 @@ func (w *Writer) end() error {
 // A client could otherwise announce a body, and hold the handler by not sending it.
 func (w *Writer) setReadDeadline(r *http.Request) {
 	timeout := cmp.Or(w.WriteTimeout, defaultWriteTimeout)
-	if r.ProtoMajor == 1 && r.Body != nil && r.Body != http.NoBody && timeout > 0 {
+	if r.ProtoMajor == 1 && hasBody(r) && timeout > 0 {
 		w.rc.SetReadDeadline(time.Now().Add(timeout / 2)) // the headers need time too
 	}
 }
