@@ -112,8 +112,8 @@ type Broker struct {
 	// the program's own lock keeps others from publishing, is followed by exactly
 	// what was published after it.
 	//
-	// It runs in the client's own goroutine and may block; ctx ends when the
-	// client leaves. Nil sends a client whose last event is not in the history
+	// It runs in a goroutine of the client's own and may block; ctx ends when the
+	// client leaves, or for a detached one when it cannot be written to. Nil sends a client whose last event is not in the history
 	// an event of type "gap", whose data is the ID of that last event, and then
 	// all that the history holds.
 	CatchUp func(ctx context.Context, lastEventID string, topics []string) iter.Seq2[Event, error]
@@ -1109,8 +1109,8 @@ func write(out *Writer, batch []*entry) error {
 //
 // The stream is delimited by the end of the connection. Where that cannot be
 // taken over, because the client speaks HTTP/2, or a ResponseWriter offers no
-// Hijack, or Varnish would hold back the beginning, Detach serves the client as
-// Serve does, and blocks until it has left.
+// Hijack, or the request has a body, or Varnish would hold back the beginning,
+// Detach serves the client as Serve does, and blocks until it has left.
 func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error), topics ...string) {
 	if done == nil {
 		done = func(error) {}
@@ -1569,9 +1569,13 @@ var errStop = errors.New("sse: loop left")
 // twice that. Shutdown blocks until the last one has left. When ctx ends before
 // that, those that are left are cut off, and it returns the context's cause.
 //
-// An [http.Server] waits for its handlers when it shuts down, so end them then:
+// An [http.Server] that shuts down waits for its handlers, and does not wait for
+// clients that were detached, so the Broker is first:
 //
-//	srv.RegisterOnShutdown(func() { broker.Shutdown(ctx) })
+//	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+//	defer cancel()
+//	broker.Shutdown(ctx)
+//	srv.Shutdown(ctx)
 func (b *Broker) Shutdown(ctx context.Context) error {
 	b.mu.Lock()
 	b.initLocked()

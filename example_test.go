@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/seed22e817d0/sse"
 )
@@ -296,14 +297,11 @@ func ExampleBroker_catchUp() {
 	// umbrellas 2 <nil>
 }
 
-// An http.Server waits for its handlers, so the broker ends them as soon as the
-// server begins to shut down. What was published before still arrives.
+// An http.Server waits for its handlers when it shuts down, so the broker ends
+// the streams before. What was published still arrives.
 func ExampleBroker_Shutdown() {
 	broker := &sse.Broker{}
-	ctx := context.Background() // a program gives it a timeout
-
 	srv := &http.Server{Handler: broker}
-	srv.RegisterOnShutdown(func() { broker.Shutdown(ctx) })
 	listener, err := net.Listen("tcp", "localhost:0")
 	if err != nil {
 		log.Fatal(err)
@@ -317,15 +315,18 @@ func ExampleBroker_Shutdown() {
 	}
 	defer resp.Body.Close()
 	broker.Publish(sse.Event{Data: "we are closing"})
-	fmt.Println("Shutdown:", srv.Shutdown(ctx))
-	fmt.Println("Serve:", <-served)
 
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	broker.Shutdown(ctx)
+	srv.Shutdown(ctx)
+
+	fmt.Println(<-served)
 	for ev := range sse.NewDecoder(resp.Body).All() {
 		fmt.Println(ev.Data)
 	}
 	// Output:
-	// Shutdown: <nil>
-	// Serve: http: Server closed
+	// http: Server closed
 	// we are closing
 }
 

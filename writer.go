@@ -81,7 +81,8 @@ type Writer struct {
 //	X-Accel-Buffering: no
 //
 // and over HTTP/1.1 Transfer-Encoding: identity, which has an [http.Server]
-// delimit the stream by the end of the connection. It takes any method, since a
+// delimit the stream by the end of the connection, unless the request has a body
+// or came through Varnish. It takes any method, since a
 // stream may well answer a POST; the answer to HEAD is the headers, after which
 // Send fails.
 //

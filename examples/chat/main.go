@@ -175,7 +175,7 @@ func run() error {
 	stop() // a second Ctrl-C ends the program at once
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second/2)
 	defer cancel()
-	srv.RegisterOnShutdown(func() { c.broker.Shutdown(ctx) })
+	c.broker.Shutdown(ctx) // first, since the server waits for streams to end
 	if srv.Shutdown(ctx) != nil {
 		// Browsers like to open a connection in advance, for which Shutdown
 		// would wait five seconds.
