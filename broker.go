@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"maps"
 	"math"
 	mrand "math/rand/v2"
 	"net/http"
@@ -177,29 +178,31 @@ func encode(batch []*entry) (p []byte) {
 // pieces encodes the entries, leaves out the first skip bytes, and hands the rest
 // to emit until that returns an error. However large an event is, no more than a
 // piece of it is copied at a time.
-func pieces(batch []*entry, skip int, emit func(piece []byte) error) (err error) {
+func pieces(batch []*entry, skip int, emit func(piece []byte) error) error {
 	buf := scratch.Get().(*[]byte)
 	p := (*buf)[:0]
-	flush := func() {
-		if skip < len(p) && err == nil {
+	defer func() { putScratch(buf, p) }()
+	flush := func() (err error) {
+		if skip < len(p) {
 			err = emit(p[skip:])
 		}
 		skip = max(0, skip-len(p))
 		p = p[:0]
+		return err
 	}
 	for _, e := range batch {
 		p = appendID(p, e.id)
 		for rest := e.body; rest != ""; {
 			if len(p) >= pieceBytes {
-				flush()
+				if err := flush(); err != nil {
+					return err
+				}
 			}
 			n := min(len(rest), pieceBytes-len(p))
 			p, rest = append(p, rest[:n]...), rest[n:]
 		}
 	}
-	flush()
-	putScratch(buf, p)
-	return err
+	return flush()
 }
 
 // A ring holds the newest entries, from sequence number tail up to head, in
@@ -289,7 +292,9 @@ type subscriber struct {
 	seen    uint64             // live: it was handed all that is for it up to this entry
 	index   []int              // live: where it stands in each of its topics
 	cancel  context.CancelFunc // ends a call of CatchUp
-	cut     func()             // ends a write
+
+	cutting sync.Mutex // held while cut is called, so that it is not after the end
+	cut     func()     // ends a write
 
 	detached *detached // nil unless Detach took its connection over
 }
@@ -732,6 +737,7 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) error {
 
 // leave removes s.
 func (b *Broker) leave(s *subscriber) {
+	s.setCut(nil)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !s.behind.Load() {
@@ -1033,7 +1039,9 @@ func (b *Broker) stream(w http.ResponseWriter, r *http.Request, s *subscriber) e
 	}
 	out.liftReadDeadline()
 	defer out.setReadDeadline(r)
-	if r.ProtoMajor == 1 { // where a deadline that passes on an idle stream does no harm
+	// A deadline that passes on an idle stream does no harm there: over HTTP/2 it
+	// resets the stream, and over TLS the answer to a new key needs a write.
+	if r.ProtoMajor == 1 && r.TLS == nil {
 		out.keep = true
 		defer out.clearDeadline()
 	}
@@ -1066,12 +1074,19 @@ func (b *Broker) stream(w http.ResponseWriter, r *http.Request, s *subscriber) e
 
 // canCut tells Shutdown how to end a write to s.
 func (b *Broker) canCut(s *subscriber, cut func()) {
+	s.setCut(cut)
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	s.cut = cut
-	if b.impatient {
+	tooLate := b.impatient // Shutdown may have looked before
+	b.mu.Unlock()
+	if tooLate {
 		cut()
 	}
+}
+
+func (s *subscriber) setCut(cut func()) {
+	s.cutting.Lock()
+	defer s.cutting.Unlock()
+	s.cut = cut
 }
 
 // write writes the entries to a client, and flushes them together.
@@ -1162,11 +1177,11 @@ type detached struct {
 	*hijacked
 
 	// For the goroutine that has the connection.
-	hello   []*entry        // opens the stream, if it was not written yet
-	ctx     context.Context // for CatchUp
-	done    func(error)
-	suspect bool // to be checked whether the client has left
-	bidden  bool // the client was told to come back later
+	hello        []*entry        // opens the stream, if it was not written yet
+	ctx          context.Context // for CatchUp
+	done         func(error)
+	suspect      bool // to be checked whether the client has left
+	saidFarewell bool // the client was told to come back later
 
 	// Guarded by the broker's mu.
 	prev, next *subscriber // in its list
@@ -1325,8 +1340,8 @@ func (b *Broker) owedLocked(s *subscriber, batch []*entry) (_ []*entry, all bool
 	batch, all = b.pullLocked(s, batch)
 	switch {
 	case !all:
-	case b.closed && !d.bidden:
-		d.bidden = true
+	case b.closed && !d.saidFarewell:
+		d.saidFarewell = true
 		batch = append(batch, b.farewell("")...)
 	case d.idle:
 		if len(batch) == 0 {
@@ -1517,7 +1532,7 @@ func (b *Broker) retry() time.Duration {
 	if b.Retry <= 0 {
 		return defaultRetry
 	}
-	return max(b.Retry, time.Millisecond)
+	return min(max(b.Retry, time.Millisecond), math.MaxInt64/2) // the farewell doubles it
 }
 
 // Subscribe returns an iterator over the events of the topics, for consumers in
@@ -1599,18 +1614,23 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if len(b.subs) == 0 { // the last one has left at that moment
-		return nil
-	}
 	b.impatient = true
-	for s := range b.subs {
+	left := slices.Collect(maps.Keys(b.subs))
+	for _, s := range left {
 		if s.cancel != nil {
 			s.cancel()
 		}
+	}
+	b.mu.Unlock()
+	if len(left) == 0 { // the last one went at that moment
+		return nil
+	}
+	for _, s := range left {
+		s.cutting.Lock()
 		if s.cut != nil {
 			s.cut()
 		}
+		s.cutting.Unlock()
 	}
 	return context.Cause(ctx)
 }

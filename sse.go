@@ -96,6 +96,7 @@ func Serve(w http.ResponseWriter, r *http.Request, events <-chan Event) error {
 				}
 			}
 			err = out.Send(together...)
+			clear(together) // or it would keep them until others come
 		}
 		if err != nil {
 			return err

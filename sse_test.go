@@ -3374,6 +3374,43 @@ func TestLongHeaderIsNotKept(t *testing.T) {
 	}
 }
 
+// A deadline that was left standing would end an idle stream over HTTP/2, and over
+// TLS, where the client may ask for a new key at any time, which is answered.
+func TestDeadlineStandsOnlyOnPlainConnections(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		major int
+		tls   *tls.ConnectionState
+		want  bool // two events need only one deadline
+	}{
+		{"HTTP/1.1", 1, nil, true},
+		{"HTTP/1.1 over TLS", 1, &tls.ConnectionState{}, false},
+		{"HTTP/2", 2, nil, false},
+		{"HTTP/2 over TLS", 2, &tls.ConnectionState{}, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				r := httptest.NewRequestWithContext(ctx, "GET", "/", nil)
+				r.ProtoMajor, r.TLS = test.major, test.tls
+				w, b := &wireTape{}, &Broker{KeepAlive: -1}
+				go b.Serve(w, r)
+				synctest.Wait()
+				w.tape = nil
+				for range 2 {
+					b.Publish(Event{Data: "x"})
+					synctest.Wait()
+				}
+				off := slices.Contains(w.tape, "deadline off")
+				if off == test.want {
+					t.Errorf("got %q", w.tape)
+				}
+				cancel()
+			})
+		})
+	}
+}
+
 // broker.go: keep-alives.
 
 func TestKeepAlives(t *testing.T) {
@@ -4639,6 +4676,31 @@ func TestPanicBeforeTheStreamLeavesNoClientBehind(t *testing.T) {
 	}
 }
 
+// Both ways to find out whether a client has left say that one that is there is,
+// one after the other.
+func TestPeerThatIsThereHasNotLeft(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	wireCheck(t, err)
+	defer listener.Close()
+	client, err := net.Dial("tcp", listener.Addr().String())
+	wireCheck(t, err)
+	defer client.Close()
+	conn, err := listener.Accept()
+	wireCheck(t, err)
+	defer conn.Close()
+	h := &hijacked{conn: conn}
+	h.raw, err = conn.(*net.TCPConn).SyscallConn()
+	wireCheck(t, err)
+	for range 2 {
+		if newAttempt().peerLeft(h) {
+			t.Error("an attempt finds that the client has left")
+		}
+		if err := h.peerLeft(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // broker.go: Subscribe.
 
 func TestSubscribe(t *testing.T) {
@@ -5258,6 +5320,47 @@ func TestShutdownWithoutClientsIsNoError(t *testing.T) {
 		if err := b.Shutdown(ended); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// What ends a write is code of the program too, where it wraps the ResponseWriter.
+func TestShutdownHoldsNoLockWhileItCutsOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		s := servePipe(t, &http.Server{}, func(w http.ResponseWriter, r *http.Request) error {
+			return b.Serve(deadlineHook{w, func() { b.Stats() }}, r)
+		})
+		c := s.get("/", "")
+		synctest.Wait()
+		c.stall(true)
+		b.Publish(Event{Data: "x"})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := b.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Shutdown: got %v", err)
+		}
+		if err := s.served(); !errors.Is(err, ErrClosed) {
+			t.Errorf("Serve: got %v, want ErrClosed", err)
+		}
+	})
+}
+
+type deadlineHook struct {
+	http.ResponseWriter
+	hook func()
+}
+
+func (w deadlineHook) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w deadlineHook) SetWriteDeadline(at time.Time) error {
+	w.hook()
+	return http.NewResponseController(w.ResponseWriter).SetWriteDeadline(at)
+}
+
+func TestRetryOfAHundredYearsIsNotNegative(t *testing.T) {
+	b := &Broker{Retry: math.MaxInt64}
+	if got := encode(b.farewell("")); bytes.Contains(got, []byte("-")) {
+		t.Errorf("got %q", got)
 	}
 }
 

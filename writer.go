@@ -121,12 +121,11 @@ func (w *Writer) open(r *http.Request, hello []byte) error {
 		w.err = http.ErrBodyNotAllowed
 		return nil
 	}
-	impossible := fmt.Errorf("sse: %T cannot be flushed: %w", innermost(w.w), http.ErrNotSupported)
 	if !canFlush(w.w) {
 		for _, name := range added {
 			w.w.Header().Del(name)
 		}
-		w.err = impossible
+		w.err = cannotFlush(w.w)
 		http.Error(w.w, w.err.Error(), http.StatusInternalServerError)
 		return w.err
 	}
@@ -142,8 +141,12 @@ func (w *Writer) open(r *http.Request, hello []byte) error {
 	if err := w.end(); !errors.Is(err, http.ErrNotSupported) {
 		return err
 	}
-	w.err = impossible // which a wrapper hid until now
+	w.err = cannotFlush(w.w) // which a wrapper hid until now
 	return w.err
+}
+
+func cannotFlush(w http.ResponseWriter) error {
+	return fmt.Errorf("sse: %T cannot be flushed: %w", innermost(w), http.ErrNotSupported)
 }
 
 // canFlush tells whether an http.ResponseController finds a way to flush w.
@@ -504,6 +507,7 @@ func (h *hijacked) put(piece []byte) error {
 // may take a moment to find out.
 func (h *hijacked) peerLeft() error {
 	h.conn.SetReadDeadline(time.Now().Add(time.Millisecond))
+	defer h.conn.SetReadDeadline(time.Time{}) // or the next worker's attempt fails
 	var p [64]byte
 	if _, err := h.conn.Read(p[:]); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		return fmt.Errorf("%w: %w", ErrClientLeft, err)
