@@ -39,6 +39,7 @@ const (
 	pullEntries = 1024
 )
 
+// The errors of a [Broker], in addition to those of a stream.
 var (
 	// ErrClosed: the Broker was shut down.
 	ErrClosed = errors.New("sse: broker is shut down")
@@ -82,9 +83,9 @@ type Broker struct {
 	// noticed only by the next event if it was detached.
 	KeepAlive time.Duration
 
-	// WriteTimeout bounds each write to a client; one that takes longer is cut
-	// off, and catches up when it reconnects. 0 is 10 seconds; negative is no
-	// limit.
+	// WriteTimeout bounds each write to a client, of 64 KiB at most; one that takes
+	// longer is cut off, and catches up when it reconnects. 0 is 10 seconds;
+	// negative is no limit.
 	WriteTimeout time.Duration
 
 	// Retry is the reconnection time told to each client as it connects, in
@@ -96,31 +97,36 @@ type Broker struct {
 	// CatchUp, if set, yields what the history cannot give a client that
 	// connects with lastEventID to topics: older events from a database, say,
 	// or a snapshot of the current state. It is asked for a client whose last
-	// event is not in the history, or that has seen none ("").
+	// event is not in the history, or that has seen none (""). Its events bypass
+	// the history. An error it yields ends the client's stream, and the client
+	// will come back.
 	//
-	// Where the last event it yields is in the history, or the client's own one
-	// has come there if it yields none, the client goes on right after that
-	// event; otherwise with what was published since CatchUp was called. If the
-	// history does not reach back so far any more, CatchUp is asked again, with
-	// the ID of the last event it yielded, or if it yielded none with that of
-	// the newest one when it was called. So where it reads the log that
-	// the Broker is fed from, it reads up to what LastEventID returns when it is
-	// called: less would leave a hole, and what is beyond would come twice. Its
-	// events bypass the history. An error it yields ends the client's stream,
-	// and the client will come back.
+	// Where the client goes on after that depends on the ID of the last event
+	// yielded, or on the client's own if there was none:
+	//
+	//   - It is in the history: with the event right after it. So a CatchUp that
+	//     reads the log that the Broker is fed from reads up to what LastEventID
+	//     returns when it is called: less would leave a hole, and what is beyond
+	//     would come twice.
+	//   - It is not: with what was published since CatchUp was called. If the
+	//     history does not reach back so far any more, CatchUp is asked again,
+	//     for what comes after the last event it yielded, or if it yielded none
+	//     after the newest one when it was called.
 	//
 	// A snapshot that bears the broker's LastEventID as its ID, both taken while
 	// the program's own lock keeps others from publishing, is followed by exactly
 	// what was published after it.
 	//
-	// It runs in a goroutine of the client's own and may block; ctx ends when the
-	// client leaves, or for a detached one when it cannot be written to. Nil sends a client whose last event is not in the history
-	// an event of type "gap", whose data is the ID of that last event, and then
-	// all that the history holds.
+	// It runs in a goroutine of the client's own and may block. Meanwhile the
+	// client gets no keep-alives, and the events up to 256 at a time. ctx ends when
+	// the client leaves, for a detached one when it cannot be written to. Nil sends a
+	// client whose last event is not in the history an event of type "gap", whose
+	// data is the ID of that last event, and then all that the history holds.
 	CatchUp func(ctx context.Context, lastEventID string, topics []string) iter.Seq2[Event, error]
 
-	// Logger gets a record at level Debug for each client that comes or goes,
-	// and at Warn for what an operator should know. Nil is [slog.Default].
+	// Logger gets a record at level Debug for each client that comes or goes, at
+	// Warn for what an operator should know, and at Error for a panic in CatchUp or
+	// a function given to Detach. Nil is [slog.Default].
 	Logger *slog.Logger
 
 	published, delivered, replayed, behind, gaps atomic.Int64 // see Stats
@@ -335,7 +341,7 @@ func (b *Broker) initLocked() {
 // Publish sends ev to every subscriber of the topics, once, and keeps it in the
 // history. No topic is the default topic, whose name is "". Publish waits for
 // no client: one that falls behind catches up from the history. It takes the same
-// short time however many subscribers there are.
+// short time however many subscribers a topic has.
 //
 // Without an ID the event is assigned one. One that is in the history already
 // is refused with [ErrDuplicateID], which makes it harmless to publish an event
@@ -975,7 +981,7 @@ func names(topics []*topic) []string {
 // [NewWriter] finds that w cannot be flushed. It returns nil only for HEAD, whose
 // answer is the headers alone. The stream ends early when the request's context
 // does; the program may give r one of its own, to revoke a client's access say.
-func (b *Broker) Serve(w http.ResponseWriter, r *http.Request, topics ...string) (err error) {
+func (b *Broker) Serve(w http.ResponseWriter, r *http.Request, topics ...string) error {
 	if r.Method == http.MethodHead {
 		_, err := NewWriter(w, r)
 		return err
@@ -988,7 +994,8 @@ func (b *Broker) Serve(w http.ResponseWriter, r *http.Request, topics ...string)
 		b.leave(s)
 		b.debug(r, "sse: client gone", "reason", err)
 	}()
-	return b.stream(w, r, s)
+	err = b.stream(w, r, s)
+	return err
 }
 
 // admit makes the client a subscriber, or turns it away.
@@ -1111,21 +1118,25 @@ func write(out *Writer, batch []*entry) error {
 //
 // The stream's end, at once or much later, is told to done, which may be nil. It
 // is called exactly once, before Detach returns or from another goroutine, with
-// what Serve would have returned; Shutdown waits for it. What a handler does before
-// and after Serve goes before Detach and into done:
+// what Serve would have returned; Shutdown waits for it. A panic in it is logged
+// and costs nobody else. What a handler does before and after Serve goes before
+// Detach and into done:
 //
 //	online.Add(user)
 //	broker.Detach(w, r, func(err error) { online.Remove(user) }, "prices")
 //
-// The handler must not touch w after that. The request's context ends when the
-// handler returns and has no part in the stream. A client that closes its
+// The handler must not touch w after that. The stream goes past what wraps w: what
+// middleware adds as the headers are written, counts or compresses. The request's
+// context ends when the handler returns and has no part in the stream, so a client
+// whose access is to be revoked is one for Serve. A client that closes its
 // connection is noticed by the next write, at the latest by the next keep-alive;
 // one that vanished, on Linux, about WriteTimeout after that.
 //
 // The stream is delimited by the end of the connection. Where that cannot be
 // taken over, because the client speaks HTTP/2, or a ResponseWriter offers no
 // Hijack, or the request has a body, or Varnish would hold back the beginning,
-// Detach serves the client as Serve does, and blocks until it has left.
+// Detach serves the client as Serve does, and blocks until it has left. Over TLS a
+// client costs the memory of crypto/tls as well, and a goroutine for each write.
 func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error), topics ...string) {
 	if done == nil {
 		done = func(error) {}
@@ -1581,8 +1592,10 @@ var errStop = errors.New("sse: loop left")
 
 // Shutdown ends all streams and refuses new ones. Each client first gets the
 // events it is still owed, and a random reconnection time from Retry up to
-// twice that. Shutdown blocks until the last one has left. When ctx ends before
-// that, those that are left are cut off, and it returns the context's cause.
+// twice that. Shutdown blocks until the last one has left, and the last loop over
+// Subscribe, so it must not be called within one or by the function given to
+// Detach. When ctx ends before that, those that are left are cut off, and it
+// returns the context's cause.
 //
 // An [http.Server] that shuts down waits for its handlers, and does not wait for
 // clients that were detached, so the Broker is first:
@@ -1638,13 +1651,13 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 // Stats are figures of a Broker. Those without another word count from its
 // first use.
 type Stats struct {
-	Clients     int   // being served now, by Serve and ServeHTTP
+	Clients     int   // being served now
 	Subscribers int   // loops over Subscribe now
 	Topics      int   // that have a client or an event in the history now
 	Published   int64 // events
 	Delivered   int64 // events, to all clients and subscribers
 	Replayed    int64 // of these, events from before the client connected
-	FellBehind  int64 // times a client had to be given events from the history because they came faster than it took them; usual in a burst
+	FellBehind  int64 // times a client was slower than the events; usual in a burst
 	Gaps        int64 // times a client's place was not in the history any more
 }
 

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/seed22e817d0/sse"
@@ -132,10 +133,11 @@ func ExampleBroker_Serve_revoke() {
 // has left is said beforehand.
 func ExampleBroker_Detach() {
 	broker := &sse.Broker{}
-	left := make(chan error)
+	var online atomic.Int64
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /prices", func(w http.ResponseWriter, r *http.Request) {
-		broker.Detach(w, r, func(err error) { left <- err }, "prices")
+		online.Add(1)
+		broker.Detach(w, r, func(error) { online.Add(-1) }, "prices")
 	})
 	srv := httptest.NewServer(mux)
 	defer srv.Close()
@@ -148,11 +150,13 @@ func ExampleBroker_Detach() {
 	broker.Publish(sse.Event{Data: "42"}, "prices")
 	ev, err := sse.NewDecoder(resp.Body).Decode()
 	fmt.Println(ev.Data, err)
-	go broker.Shutdown(context.Background())
-	fmt.Println("left:", <-left)
+	fmt.Println(online.Load(), "online")
+	broker.Shutdown(context.Background())
+	fmt.Println(online.Load(), "online")
 	// Output:
 	// 42 <nil>
-	// left: sse: broker is shut down
+	// 1 online
+	// 0 online
 }
 
 // An event that is published twice, by a queue that delivers at least once for

@@ -33,8 +33,9 @@ const (
 	keepAliveFrame = ":\n\n"
 )
 
-// The reasons for which a stream ends, as [Serve], [Broker.Serve] and the
-// methods of [Writer] return them. Test for them with [errors.Is].
+// The reasons for which a stream ends by the client's doing, as [Serve],
+// [Broker.Serve] and the methods of [Writer] return them. Test for them with
+// [errors.Is].
 var (
 	// ErrClientLeft: the client closed the connection, or the request's
 	// context ended for another reason; the error wraps that reason too.
@@ -51,8 +52,8 @@ var (
 // failed, and after the handler that made it has returned, they return an error
 // and do nothing; but the handler must not return while a call is under way.
 type Writer struct {
-	// WriteTimeout bounds each write, which waits if the client reads more
-	// slowly than it is sent to; a client that takes longer is cut off.
+	// WriteTimeout bounds each write, of 64 KiB at most, which waits if the client
+	// reads more slowly than it is sent to; one that takes longer is cut off.
 	// 0 is 10 seconds; negative is no limit. Set it before the first call.
 	// It ends a stream of HTTP/2, but cannot help if the client has stopped
 	// reading the whole connection; WriteByteTimeout in [http.HTTP2Config] does.
@@ -83,8 +84,8 @@ type Writer struct {
 // and over HTTP/1.1 Transfer-Encoding: identity, which has an [http.Server]
 // delimit the stream by the end of the connection, unless the request has a body
 // or came through Varnish. It takes any method, since a
-// stream may well answer a POST; the answer to HEAD is the headers, after which
-// Send fails.
+// stream may well answer a POST, whose body the handler reads before. The answer
+// to HEAD is the headers, after which Send fails.
 //
 // Where w cannot be flushed the client gets status 500, and NewWriter returns
 // an error that wraps [http.ErrNotSupported] and names the type in the way: wrap
@@ -208,7 +209,7 @@ func addHeaders(h http.Header, noChunks bool) (added []string) {
 }
 
 // Send writes the events, which leave together in one flush. It blocks until
-// the connection has taken them, at most for WriteTimeout. If one of them is
+// the connection has taken them, at most for WriteTimeout for each 64 KiB. If one is
 // refused, as by [Event.AppendText], none is written and the stream goes on;
 // after any other error, [ErrClientLeft] or [ErrTooSlow], it has ended.
 func (w *Writer) Send(events ...Event) error {
