@@ -4187,8 +4187,16 @@ func TestDetachedDeadPeerIsNoticed(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("other systems do not tell")
 	}
-	for name, every := range map[string]time.Duration{"keep-alives alone": 0, "small events": 20 * time.Millisecond} {
-		t.Run(name, func(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		every time.Duration // there is an event; 0: never
+		tls   bool
+	}{
+		{"keep-alives alone", 0, false},
+		{"small events", 20 * time.Millisecond, false},
+		{"small events over TLS", 20 * time.Millisecond, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			b := &Broker{WriteTimeout: time.Second, KeepAlive: 1200 * time.Millisecond}
 			type end struct {
@@ -4196,27 +4204,37 @@ func TestDetachedDeadPeerIsNoticed(t *testing.T) {
 				err  error
 			}
 			ended := make(chan end, 2)
-			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				b.Detach(w, r, func(err error) { ended <- end{r.URL.Path, err} })
 			}))
+			if test.tls {
+				srv.StartTLS()
+			} else {
+				srv.Start()
+			}
 			defer srv.Close()
 			defer b.Shutdown(t.Context())
-			var conns [2]*net.TCPConn
+			var streams [2]net.Conn
+			var dead *net.TCPConn // the last one's connection
 			for i, path := range []string{"/alive", "/dead"} {
 				conn, err := net.Dial("tcp", srv.Listener.Addr().String())
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer conn.Close()
+				dead = conn.(*net.TCPConn)
+				if test.tls {
+					conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true})
+				}
 				fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: test\r\n\r\n", path)
 				conn.Read(make([]byte, 1))
-				conns[i] = conn.(*net.TCPConn)
+				streams[i] = conn
 			}
-			go io.Copy(io.Discard, conns[0])
+			go io.Copy(io.Discard, streams[0])
 			// To drop all packets that have crossed a router is to drop all: they come
 			// with a time to live of 64.
 			const ipMinTTL = 21
-			raw, err := conns[1].SyscallConn()
+			raw, err := dead.SyscallConn()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -4224,9 +4242,9 @@ func TestDetachedDeadPeerIsNoticed(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			events := time.NewTicker(max(every, time.Millisecond))
+			events := time.NewTicker(max(test.every, time.Millisecond))
 			defer events.Stop()
-			if every == 0 {
+			if test.every == 0 {
 				events.Stop()
 			}
 			late := time.After(20 * time.Second) // and TCP takes 15 minutes

@@ -1,4 +1,4 @@
-// Package interop holds README.md against the code.
+// Package interop holds the READMEs against the code.
 package interop
 
 import (
@@ -8,31 +8,39 @@ import (
 	"testing"
 )
 
-func TestReadmeShowsCodeThatIsTested(t *testing.T) {
-	readme, err := os.ReadFile("README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+func TestReadmesShowCodeThatIsTested(t *testing.T) {
 	var sources strings.Builder
-	files, err := filepath.Glob("*/*.go")
+	goFiles, err := filepath.Glob("*/*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range files {
+	pages, err := filepath.Glob("*/*.html")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range append(goFiles, pages...) {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
 		sources.WriteString(dedented(string(text)))
 	}
-	blocks := strings.Split(string(readme), "```go\n")[1:]
-	if len(blocks) == 0 {
-		t.Fatal("README.md has no code")
-	}
-	for _, block := range blocks {
-		code, _, _ := strings.Cut(block, "```")
-		if !strings.Contains(sources.String(), dedented(code)) {
-			t.Errorf("README.md has code that is nowhere else:\n%s", code)
+	for _, c := range []struct{ readme, language string }{
+		{"README.md", "go"}, {"README.md", "js"}, {"faults/README.md", "go"},
+	} {
+		text, err := os.ReadFile(c.readme)
+		if err != nil {
+			t.Fatal(err)
+		}
+		blocks := strings.Split(string(text), "```"+c.language+"\n")[1:]
+		if len(blocks) == 0 {
+			t.Errorf("%s has no code in %s", c.readme, c.language)
+		}
+		for _, block := range blocks {
+			code, _, _ := strings.Cut(block, "```")
+			if !strings.Contains(sources.String(), strings.TrimSpace(dedented(code))) {
+				t.Errorf("%s has code that is nowhere else:\n%s", c.readme, code)
+			}
 		}
 	}
 }
@@ -41,7 +49,7 @@ func TestReadmeShowsCodeThatIsTested(t *testing.T) {
 func dedented(code string) string {
 	var b strings.Builder
 	for line := range strings.Lines(code) {
-		b.WriteString(strings.TrimLeft(line, "\t"))
+		b.WriteString(strings.TrimLeft(line, " \t"))
 	}
 	return b.String()
 }

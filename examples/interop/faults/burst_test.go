@@ -29,7 +29,7 @@ func TestHugeEvent(t *testing.T) {
 			defer c.conn.Close()
 			all = append(all, c)
 		}
-		eventually(t, 5*time.Second, "all are there", func() bool { return b.Stats().Clients == clients })
+		eventually(t, "all are there", func() bool { return b.Stats().Clients == clients })
 		data := strings.Repeat(strings.Repeat("x", 1023)+"\n", size/1024)
 		want := sha256.Sum256([]byte(data))
 		was := use()
@@ -42,7 +42,7 @@ func TestHugeEvent(t *testing.T) {
 		var wg sync.WaitGroup
 		for i, c := range all {
 			wg.Go(func() {
-				c.conn.SetReadDeadline(time.Now().Add(30 * time.Second))
+				c.conn.SetReadDeadline(time.Now().Add(patience))
 				e, err := c.Decode()
 				if err != nil || sha256.Sum256([]byte(e.Data)) != want {
 					t.Errorf("client %d: got %d bytes, error %v; want those published", i, len(e.Data), err)

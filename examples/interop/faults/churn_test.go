@@ -16,18 +16,18 @@ import (
 // Clients connect and leave as fast as they can, while events are published.
 func TestChurn(t *testing.T) {
 	each(t, func(t *testing.T, w way) {
-		b := &sse.Broker{History: 1000, KeepAlive: 200 * time.Millisecond}
+		b := &sse.Broker{History: 1000, KeepAlive: 200 * time.Millisecond, WriteTimeout: 2 * settleTime}
 		var r reasons
 		ln := listen(t)
 		start(t, ln, w.handler(b, r.count))
 		addr := ln.Addr().String()
 		stop := publishing(t, b, time.Millisecond, 100)
 		churn(addr, time.Second) // fills pools and the history
-		eventually(t, 5*time.Second, "all have left", func() bool { return b.Stats().Clients == 0 })
+		eventually(t, "all have left", func() bool { return b.Stats().Clients == 0 })
 		was := steady()
 		span := either(3*time.Second, 30*time.Second)
 		clients := churn(addr, span)
-		eventually(t, 5*time.Second, "all have left", func() bool { return b.Stats().Clients == 0 })
+		eventually(t, "all have left", func() bool { return b.Stats().Clients == 0 })
 		now := settled(t, use, was)
 		stop()
 		s := b.Stats()

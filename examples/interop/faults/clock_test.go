@@ -20,7 +20,7 @@ import (
 // HistoryAge and KeepAlive, on a clock that is exact.
 func TestHistoryAgeAndKeepAlive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := &sse.Broker{HistoryAge: time.Hour, KeepAlive: time.Minute}
+		b := &sse.Broker{HistoryAge: time.Hour, KeepAlive: time.Minute, WriteTimeout: -1} // a Recorder has no deadlines
 		first := b.LastEventID()
 		if err := b.Publish(sse.Event{Data: "old"}); err != nil {
 			t.Fatal(err)
@@ -59,7 +59,9 @@ func TestHistoryAgeAndKeepAlive(t *testing.T) {
 // built with a package time whose wall clock jumps; the monotonic clock, and all
 // of net and net/http above it, are as they are.
 func TestWallClockJump(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, w way) {
+		t.Parallel()
 		program := buildJumping(t)
 		out, err := exec.Command(program, "/"+strings.ToLower(w.name)).CombinedOutput()
 		if err != nil {
@@ -82,7 +84,7 @@ func TestWallClockJump(t *testing.T) {
 		if got.Replayed[0] != 10 || got.Replayed[1] != 10 || !got.GapWhenOld {
 			t.Errorf("got %v events replayed after the jumps and a gap when they were old: %t; want 10, 10, true", got.Replayed, got.GapWhenOld)
 		}
-		if got.KeepAlives < 20 || got.LongestKeepAlive > time.Second {
+		if got.KeepAlives < 20 || got.LongestKeepAlive > 3*time.Second {
 			t.Errorf("got %d keep-alives, the longest after %v, want one each 100 ms", got.KeepAlives, got.LongestKeepAlive)
 		}
 	})

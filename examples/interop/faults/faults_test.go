@@ -112,7 +112,7 @@ func openOn(conn net.Conn, path, lastID string) (*client, error) {
 	if lastID != "" {
 		lastID = "Last-Event-ID: " + lastID + "\r\n"
 	}
-	conn.SetReadDeadline(time.Now().Add(30 * time.Second))
+	conn.SetReadDeadline(time.Now().Add(patience))
 	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: faults\r\nAccept: text/event-stream\r\n%s\r\n", path, lastID)
 	r := bufio.NewReader(conn)
 	resp, err := http.ReadResponse(r, nil)
@@ -160,12 +160,15 @@ func (v *view) see(e sse.Event) {
 	v.events++
 }
 
+// patience bounds every wait. It is long, because a busy machine is no failure.
+const patience = time.Minute
+
 // eventually waits for what other programs or the kernel have to bring about.
-func eventually(t *testing.T, within time.Duration, what string, is func() bool) {
+func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for end := time.Now().Add(within); !is(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(patience); !is(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("not within %v: %s", within, what)
+			t.Fatalf("not within %v: %s", patience, what)
 		}
 	}
 }
@@ -204,12 +207,15 @@ func (u usage) String() string {
 
 func bytesText(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }
 
+// settleTime is how long settled waits. A test has a longer WriteTimeout, or what
+// a forgotten deadline holds until it fires would not show.
+const settleTime = 20 * time.Second
+
 // settled waits until no more is held than before, give or take a few, and 1 MB.
-// That is less than the time after which a forgotten deadline fires.
 func settled(t *testing.T, measure func() usage, was usage) usage {
 	t.Helper()
 	var now usage
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(settleTime); ; time.Sleep(50 * time.Millisecond) {
 		now = measure()
 		if now.Goroutines <= was.Goroutines+2 && now.Files <= was.Files+2 && now.Heap <= was.Heap+1<<20 {
 			return now

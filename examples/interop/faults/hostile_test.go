@@ -21,7 +21,7 @@ import (
 // Requests that are meant to do harm, or might.
 func TestHostileRequests(t *testing.T) {
 	each(t, func(t *testing.T, w way) {
-		c := run(t, serverConfig{Detach: w.detach, KeepAlive: 300 * time.Millisecond})
+		c := run(t, serverConfig{Detach: w.detach, KeepAlive: 300 * time.Millisecond, WriteTimeout: 2 * settleTime})
 		honest, err := open(c.Addr, "/events", "")
 		if err != nil {
 			t.Fatal(err)
@@ -115,7 +115,7 @@ func TestHostileRequests(t *testing.T) {
 func alive(t *testing.T, c *child, honest *client) {
 	t.Helper()
 	c.post(t, "/publish?n=1")
-	honest.conn.SetReadDeadline(time.Now().Add(2 * time.Second))
+	honest.conn.SetReadDeadline(time.Now().Add(patience))
 	if _, err := honest.Decode(); err != nil {
 		t.Fatalf("the honest client: %v", err)
 	}
@@ -129,7 +129,7 @@ func request(addr, text string, status int, gap string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	conn.SetDeadline(time.Now().Add(patience))
 	go io.WriteString(conn, text) // the answer may come before all is sent
 	r := bufio.NewReader(conn)
 	resp, err := http.ReadResponse(r, nil)
@@ -176,10 +176,10 @@ func TestSlowHeaders(t *testing.T) {
 					time.Sleep(100 * time.Millisecond)
 				}
 			}()
-			conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+			conn.SetReadDeadline(time.Now().Add(patience))
 			_, err = io.Copy(io.Discard, conn)
 			if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
-				t.Error("not closed within 10 s")
+				t.Errorf("not closed within %v", patience)
 				return
 			}
 			mu.Lock()
@@ -207,7 +207,7 @@ func rapidReset(t *testing.T, c *child) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	conn.SetDeadline(time.Now().Add(patience))
 	go func() {
 		w := bufio.NewWriter(conn)
 		w.Write(h2Request(1))

@@ -30,6 +30,7 @@ type serverConfig struct {
 	Detach            bool
 	History           int
 	Retry, KeepAlive  time.Duration
+	WriteTimeout      time.Duration
 	ReadHeaderTimeout time.Duration
 
 	Log     string        // the file with the events published so far; "": no publisher
@@ -81,7 +82,7 @@ func runServer(config string) error {
 }
 
 func (s *server) newBroker() *sse.Broker {
-	b := &sse.Broker{History: s.History, Retry: s.Retry, KeepAlive: s.KeepAlive}
+	b := &sse.Broker{History: s.History, Retry: s.Retry, KeepAlive: s.KeepAlive, WriteTimeout: s.WriteTimeout}
 	if s.CatchUp {
 		b.CatchUp = func(_ context.Context, lastID string, _ []string) iter.Seq2[sse.Event, error] {
 			return s.catchUp(b, lastID)
@@ -150,7 +151,8 @@ func (s *server) catchUp(b *sse.Broker, lastID string) iter.Seq2[sse.Event, erro
 }
 
 // publish publishes n events of about size bytes in a loop, in chunks if chunk
-// says so: after each it waits until all clients have it, a second at most.
+// says so: after each it waits until all clients have it, at most until one that
+// does not read is cut off.
 func (s *server) publish(w http.ResponseWriter, r *http.Request) {
 	number := func(name string) int { n, _ := strconv.Atoi(r.FormValue(name)); return n }
 	s.mu.Lock()
@@ -182,7 +184,7 @@ func (s *server) publish(w http.ResponseWriter, r *http.Request) {
 
 // await waits until each client was given n events since before were delivered.
 func (s *server) await(before int64, n int) {
-	for range 1000 {
+	for range 10_000 {
 		if now := s.broker.Stats(); now.Delivered-before >= int64(n)*int64(now.Clients) {
 			return
 		}
@@ -248,7 +250,7 @@ func (c *child) start(t *testing.T) {
 	if err := c.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 20*time.Second, "the server listens", func() bool {
+	eventually(t, "the server listens", func() bool {
 		conn, err := net.Dial("tcp", c.Addr)
 		if err == nil {
 			conn.Close()
@@ -318,7 +320,7 @@ func (c *child) peak(t *testing.T) int64 {
 // waitFor waits until the server has n clients.
 func (c *child) waitFor(t *testing.T, n int) {
 	t.Helper()
-	eventually(t, time.Minute, fmt.Sprintf("the server has %d clients", n), func() bool {
+	eventually(t, fmt.Sprintf("the server has %d clients", n), func() bool {
 		return c.report(t).Stats.Clients == n
 	})
 }

@@ -72,7 +72,9 @@ func publishing(t *testing.T, b *sse.Broker, every time.Duration, size int) (sto
 
 // A client that reads one byte a second is cut off after WriteTimeout.
 func TestOneByteASecond(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, w way) {
+		t.Parallel()
 		timeout := either(2*time.Second, 10*time.Second)
 		b := &sse.Broker{WriteTimeout: timeout}
 		ended := make(chan error, 1)
@@ -87,7 +89,7 @@ func TestOneByteASecond(t *testing.T) {
 				}
 			}
 		}()
-		eventually(t, 5*time.Second, "the client is there", func() bool { return b.Stats().Clients == 1 })
+		eventually(t, "the client is there", func() bool { return b.Stats().Clients == 1 })
 		began := time.Now()
 		publishing(t, b, 10*time.Millisecond, 1000)
 		select {
@@ -95,8 +97,8 @@ func TestOneByteASecond(t *testing.T) {
 			if !errors.Is(err, sse.ErrTooSlow) {
 				t.Errorf("got %v, want ErrTooSlow", err)
 			}
-		case <-time.After(timeout + 5*time.Second):
-			t.Fatalf("not cut off within WriteTimeout %v and 5 s", timeout)
+		case <-time.After(timeout + patience):
+			t.Fatalf("not cut off within WriteTimeout %v and %v", timeout, patience)
 		}
 		t.Logf("100 kB/s to one byte a second, WriteTimeout %v: cut off %v after the first event",
 			timeout, time.Since(began).Round(time.Millisecond))
@@ -106,6 +108,7 @@ func TestOneByteASecond(t *testing.T) {
 // A client that stops for a while gets the rest, or is told of a gap, when it
 // goes on: in place if it was within WriteTimeout, else as it comes back.
 func TestPausingReader(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name     string
 		timeout  time.Duration // negative: none
@@ -117,6 +120,7 @@ func TestPausingReader(t *testing.T) {
 		{"cut off", time.Second, 100_000, true, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			each(t, func(t *testing.T, w way) {
 				t.Parallel()
 				pause := either(4*time.Second, time.Minute)
@@ -129,7 +133,7 @@ func TestPausingReader(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				eventually(t, 5*time.Second, "the client is there", func() bool { return b.Stats().Clients == 1 })
+				eventually(t, "the client is there", func() bool { return b.Stats().Clients == 1 })
 				stop := publishing(t, b, 2*time.Millisecond, 1000)
 				var v view
 				for v.events < 100 {
@@ -177,7 +181,7 @@ func see(t *testing.T, c *client, v *view) {
 func TestSlowBesideGood(t *testing.T) {
 	each(t, func(t *testing.T, w way) {
 		n := either(300, 1000)
-		span := either(time.Second, 5*time.Second)
+		span := either(time.Second, 15*time.Second)
 		// Long enough that slow ones stay, and short enough that they cannot be
 		// what is measured: a publisher that waits for one takes this long.
 		b := &sse.Broker{WriteTimeout: time.Minute, History: 1000, KeepAlive: -1}
@@ -192,7 +196,7 @@ func TestSlowBesideGood(t *testing.T) {
 			t.Cleanup(func() { c.conn.Close() })
 			go good.read(c)
 		}
-		eventually(t, 10*time.Second, "good clients are there", func() bool { return b.Stats().Clients == n })
+		eventually(t, "good clients are there", func() bool { return b.Stats().Clients == n })
 		good.measure(t, b, n, span/3) // warms up
 		var publish, deliver [2][]time.Duration
 		for round := range 3 {
@@ -213,7 +217,7 @@ func TestSlowBesideGood(t *testing.T) {
 						t.Fatalf("%d clients are there, want %d", blocked.Clients, 2*n)
 					}
 					leave()
-					eventually(t, 10*time.Second, "the slow ones have left", func() bool { return b.Stats().Clients == n })
+					eventually(t, "the slow ones have left", func() bool { return b.Stats().Clients == n })
 				}
 			}
 		}
@@ -225,7 +229,7 @@ func TestSlowBesideGood(t *testing.T) {
 			for with := range 2 {
 				p50[with], p99[with] = quantile(c.d[with], 0.5), quantile(c.d[with], 0.99)
 			}
-			r := ratio(p99[1], p99[0], 100*time.Microsecond)
+			r := ratio(p99[1], p99[0], time.Millisecond)
 			t.Logf("%d good clients, without and with %d slow ones: %s p50 %v, %v; p99 %v, %v: ratio %.2f",
 				n, n, c.name, p50[0], p50[1], p99[0], p99[1], float64(p99[1])/float64(p99[0]))
 			// A short run on a busy machine says nothing of a hundredth of its
@@ -278,7 +282,7 @@ func (g *goods) measure(t *testing.T, b *sse.Broker, n int, span time.Duration) 
 		b.Publish(sse.Event{Data: fmt.Sprint(int64(began.Sub(epoch)), " ", fill)})
 		publish = append(publish, time.Since(began))
 	}
-	eventually(t, 30*time.Second, "the good ones have all events", func() bool {
+	eventually(t, "the good ones have all events", func() bool {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		return len(g.delivered) >= len(publish)*n
@@ -299,14 +303,14 @@ func slowOnes(t *testing.T, b *sse.Broker, addr string, n int) (leave func()) {
 		fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
 		conns = append(conns, conn)
 	}
-	eventually(t, 20*time.Second, "slow clients are there", func() bool { return b.Stats().Clients == before.Clients+n })
+	eventually(t, "slow clients are there", func() bool { return b.Stats().Clients == before.Clients+n })
 	// One event that no slow client's buffers hold, and not the good ones' to measure.
 	big := sse.Event{Data: "0 " + strings.Repeat("x", 200_000)}
 	if err := b.Publish(big); err != nil {
 		t.Fatal(err)
 	}
 	good := int64(before.Clients)
-	eventually(t, 20*time.Second, "the good ones have the large event", func() bool {
+	eventually(t, "the good ones have the large event", func() bool {
 		return b.Stats().Delivered-before.Delivered >= good
 	})
 	time.Sleep(200 * time.Millisecond)

@@ -113,7 +113,7 @@ func TestReconnectStorm(t *testing.T) {
 		c.waitFor(t, n)
 		c.post(t, "/publish?n=10")
 		const want = 30
-		eventually(t, 30*time.Second, "all clients have all events", func() bool {
+		eventually(t, "all clients have all events", func() bool {
 			for _, f := range all {
 				if v, _ := f.seen(); v.err == nil && v.events < want {
 					return false

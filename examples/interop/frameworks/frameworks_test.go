@@ -256,6 +256,34 @@ func TestWhatIsInTheWay(t *testing.T) {
 	}
 }
 
+// TestWarning: what hides the deadlines, so that Broker.WriteTimeout has no effect,
+// is named in the log.
+func TestWarning(t *testing.T) {
+	compressors := with(func(b *sse.Broker) http.HandlerFunc { return b.ServeHTTP })
+	for _, test := range []struct {
+		mount mount
+		want  string
+	}{
+		{compressors[0], ""},
+		{compressors[1], "level=WARN msg=\"sse: WriteTimeout has no effect, no deadline can be set\" behind=*gzip.gzipWriter\n"},
+		{compressors[2], ""},
+		{mount{"gin as in README.md", Gin}, ""},
+	} {
+		t.Run(test.mount.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log strings.Builder
+				broker := &sse.Broker{Logger: slog.New(slog.NewTextHandler(&log, nil))}
+				s := serve(t, broker, test.mount, 0)
+				s.open(t, "/events", "Accept-Encoding", "gzip")
+				synctest.Wait()
+				if _, got, _ := strings.Cut(log.String(), " "); got != test.want { // after the time
+					t.Errorf("got log %q, want %q", got, test.want)
+				}
+			})
+		})
+	}
+}
+
 // TestMemory prints what a client costs the server with a compressor and without.
 func TestMemory(t *testing.T) {
 	m := with(func(b *sse.Broker) http.HandlerFunc { return b.ServeHTTP })[2]

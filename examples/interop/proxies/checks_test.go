@@ -158,7 +158,7 @@ func outlast(t *testing.T, s *setup, protocol string, serve serve, broker *sse.B
 	return st.Want("still there")
 }
 
-// leave: the broker notices that a client left, as tools.Soon as s.keepAlives says.
+// leave: the broker notices that a client left, as soon as s.keepAlives says.
 func leave(t *testing.T, s *setup, protocol string, serve serve) (string, error) {
 	const period = idleTimeout / 2
 	broker := &sse.Broker{KeepAlive: period}
@@ -195,7 +195,8 @@ func leave(t *testing.T, s *setup, protocol string, serve serve) (string, error)
 // stalled: a client that stops reading costs another one nothing, over HTTP/2
 // in the same connection, and is cut off in the end.
 func stalled(t *testing.T, s *setup, protocol string, serve serve) (string, error) {
-	broker := &sse.Broker{WriteTimeout: 2 * time.Second, KeepAlive: time.Second, HistoryBytes: -1}
+	const timeout = 6 * time.Second // which the other client would have to wait
+	broker := &sse.Broker{WriteTimeout: timeout, KeepAlive: time.Second, HistoryBytes: -1}
 	path, left := s.mount(t, serve, broker)
 	client := newClient(t, protocol)
 	resp, _, err := tools.Get(t, client, s.urls[protocol]+path)
@@ -211,14 +212,14 @@ func stalled(t *testing.T, s *setup, protocol string, serve serve) (string, erro
 	for i := range 250 {
 		data := strconv.Itoa(i) + payload
 		broker.Publish(sse.Event{Data: data})
-		if err := st.Want(data); err != nil {
+		if err := st.WantWithin(timeout-time.Second, data); err != nil {
 			return "", fmt.Errorf("event %d: %w", i, err)
 		}
 	}
 	select {
 	case <-left:
 		return "", nil
-	case <-time.After(2 * idleTimeout):
+	case <-time.After(timeout + 2*idleTimeout):
 		return "", errors.New("the stalled client was not cut off")
 	}
 }

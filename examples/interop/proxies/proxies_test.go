@@ -33,41 +33,40 @@ type proxy struct {
 	http2  string // the address in config at which it speaks HTTP/2
 	run    func(dir, config string) (program string, args []string)
 	edits  []edit // what only the tests need
+	idle   []edit // make the idle timeout of 60 s idleTimeout
 
 	// keepAlives is how many keep-alives it takes, at most, until the broker
 	// notices that a client has left. 0: it notices within a second.
 	keepAlives map[string]int // by protocol
 }
 
-// An edit replaces text in a configuration.
+// An edit replaces text in a configuration, or in the arguments.
 type edit struct{ before, after string }
 
-// Each configuration's idle timeout of 60 s becomes idleTimeout.
 var (
 	nginx = proxy{
 		name: "nginx", config: "nginx.conf", http2: "https://127.0.0.1:8443",
 		run: func(dir, config string) (string, []string) {
 			return "nginx", []string{"-p", dir, "-c", config, "-e", "stderr", "-g", "daemon off; pid nginx.pid;"}
 		},
-		edits: []edit{
-			{"proxy_read_timeout 60s", "proxy_read_timeout 4s"},
-			{"\nhttp {", "\nhttp {\naccess_log off; client_body_temp_path t; proxy_temp_path t;" +
-				"fastcgi_temp_path t; uwsgi_temp_path t; scgi_temp_path t;"},
-		},
+		edits: []edit{{"\nhttp {", "\nhttp {\naccess_log off; client_body_temp_path t; proxy_temp_path t;" +
+			"fastcgi_temp_path t; uwsgi_temp_path t; scgi_temp_path t;"}},
+		idle: []edit{{"proxy_read_timeout 60s", "proxy_read_timeout 4s"}},
 	}
 	haproxy = proxy{
 		name: "HAProxy", config: "haproxy.cfg", http2: "https://127.0.0.1:8443",
 		run: func(dir, config string) (string, []string) {
 			return "haproxy", []string{"-db", "-f", config}
 		},
-		edits: []edit{{"timeout client 60s", "timeout client 4s"}, {"timeout server 60s", "timeout server 4s"}},
+		idle: []edit{{"timeout client 60s", "timeout client 4s"}, {"timeout server 60s", "timeout server 4s"}},
 	}
 	caddy = proxy{
 		name: "Caddy", config: "Caddyfile", http2: "https://127.0.0.1:8443",
 		run: func(dir, config string) (string, []string) {
 			return "caddy", []string{"run", "--adapter", "caddyfile", "--config", config}
 		},
-		edits: []edit{{"read_timeout 60s", "read_timeout 4s"}, {"admin off", "admin off\n\tdefault_bind 127.0.0.1"}},
+		edits: []edit{{"admin off", "admin off\n\tdefault_bind 127.0.0.1"}},
+		idle:  []edit{{"read_timeout 60s", "read_timeout 4s"}},
 	}
 	httpd = proxy{
 		name: "Apache httpd", config: "httpd.conf", http2: "https://127.0.0.1:8443",
@@ -75,7 +74,7 @@ var (
 			return "apache2", []string{"-D", "FOREGROUND", "-d", dir, "-f", config, "-C", "PidFile httpd.pid",
 				"-C", "ErrorLog /dev/stderr", "-C", "User nobody", "-C", "Group nogroup"}
 		},
-		edits:      []edit{{"ProxyTimeout 60", "ProxyTimeout 4"}},
+		idle:       []edit{{"ProxyTimeout 60", "ProxyTimeout 4"}},
 		keepAlives: map[string]int{"HTTP/1.1": 2, "HTTP/2": 1},
 	}
 	varnish = proxy{
@@ -83,7 +82,11 @@ var (
 		run: func(dir, config string) (string, []string) {
 			return "varnishd", []string{"-F", "-j", "none", "-n", filepath.Join(dir, "work"), "-f", config,
 				"-a", "127.0.0.1:8000", "-s", "malloc,16m", "-p", "feature=+http2",
-				"-p", "pipe_timeout=4", "-p", "between_bytes_timeout=4", "-p", "idle_send_timeout=2"}
+				"-p", "pipe_timeout=60", "-p", "between_bytes_timeout=60", "-p", "idle_send_timeout=60"}
+		},
+		idle: []edit{
+			{"pipe_timeout=60", "pipe_timeout=4"}, {"between_bytes_timeout=60", "between_bytes_timeout=4"},
+			{"idle_send_timeout=60", "idle_send_timeout=2"},
 		},
 		keepAlives: map[string]int{"HTTP/1.1": 0, "HTTP/2": 2},
 	}
@@ -291,41 +294,48 @@ type setup struct {
 	urls map[string]string // by protocol
 }
 
-// start runs the proxy with its configuration, edited.
+// start runs the proxy with its configuration, edited, and with idleTimeout, in
+// front of a backend.
 func (p proxy) start(t *testing.T, edits ...edit) *setup {
+	t.Helper()
+	b := newBackend(t)
+	s := p.startBefore(t, b.Listener.Addr().String(), slices.Concat(p.idle, edits)...)
+	s.backend = b
+	return s
+}
+
+// startBefore runs the proxy in front of a program at addr.
+func (p proxy) startBefore(t *testing.T, addr string, edits ...edit) *setup {
 	t.Helper()
 	text, err := os.ReadFile(p.config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := string(text)
+	dir := t.TempDir()
+	file := filepath.Join(dir, p.config)
+	program, args := p.run(dir, file)
+	setting := strings.Join(slices.Insert(slices.Clone(args), 0, string(text)), "\x00")
 	for _, e := range slices.Concat(p.edits, edits) {
-		if !strings.Contains(config, e.before) {
+		if !strings.Contains(setting, e.before) {
 			t.Fatalf("%s has no %q", p.config, e.before)
 		}
-		config = strings.ReplaceAll(config, e.before, e.after)
+		setting = strings.ReplaceAll(setting, e.before, e.after)
 	}
-	b := newBackend(t)
-	_, port, _ := net.SplitHostPort(b.Listener.Addr().String())
+	_, port, _ := net.SplitHostPort(addr)
 	ports := strings.NewReplacer(
-		"127.0.0.1:8080", b.Listener.Addr().String(),
+		"127.0.0.1:8080", addr,
 		`.port = "8080"`, `.port = "`+port+`"`, // in Varnish's way
 		"127.0.0.1:8000", "127.0.0.1:"+tools.FreePort(t),
 		"127.0.0.1:8443", "127.0.0.1:"+tools.FreePort(t),
 	)
-	dir := t.TempDir()
-	file := filepath.Join(dir, p.config)
-	if err := os.WriteFile(file, []byte(ports.Replace(config)), 0o644); err != nil {
+	parts := strings.Split(ports.Replace(setting), "\x00")
+	if err := os.WriteFile(file, []byte(parts[0]), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	writeCertificate(t, dir)
 
-	program, args := p.run(dir, file)
-	for i := range args {
-		args[i] = ports.Replace(args[i])
-	}
-	process := tools.Start(t, dir, program, args...)
-	s := &setup{backend: b, proxy: p, urls: map[string]string{
+	process := tools.Start(t, dir, program, parts[1:]...)
+	s := &setup{proxy: p, urls: map[string]string{
 		"HTTP/1.1": ports.Replace("http://127.0.0.1:8000"),
 		"HTTP/2":   ports.Replace(p.http2),
 	}}

@@ -28,6 +28,7 @@ func OpenPage(t testing.TB, url string) *Page {
 		chromedp.ExecPath(Path(t, "chromium")),
 		chromedp.NoSandbox, // which root cannot have
 		chromedp.DisableGPU,
+		chromedp.IgnoreCertErrors, // those of the tests have no authority's signature
 		chromedp.Flag("disable-component-update", true),
 		chromedp.Flag("disable-quic", true),
 		chromedp.UserDataDir(t.TempDir()),

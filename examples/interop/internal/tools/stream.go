@@ -17,7 +17,7 @@ import (
 
 // Soon is more than any delay on the way, on a busy machine, and less than
 // what a buffer that is not full takes.
-const Soon = 2 * time.Second
+const Soon = 3 * time.Second
 
 // A Stream is an answer that is being read.
 type Stream struct {
@@ -130,9 +130,11 @@ func (s *Stream) Next(within time.Duration) (sse.Event, error) {
 	}
 }
 
-// Want makes sure that the next event has this data.
-func (s *Stream) Want(data string) error {
-	e, err := s.Next(Soon)
+// Want makes sure that the next event, Soon, has this data.
+func (s *Stream) Want(data string) error { return s.WantWithin(Soon, data) }
+
+func (s *Stream) WantWithin(within time.Duration, data string) error {
+	e, err := s.Next(within)
 	if err == nil && e.Data != data {
 		err = fmt.Errorf("got event %.40q, want %.40q", e.Data, data)
 	}

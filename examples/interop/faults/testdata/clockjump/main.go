@@ -32,7 +32,7 @@ func main() {
 func run() error {
 	const events = 10
 	begin := time.Now()
-	b := &sse.Broker{HistoryAge: 3 * time.Second, KeepAlive: 100 * time.Millisecond, WriteTimeout: time.Second}
+	b := &sse.Broker{HistoryAge: 6 * time.Second, KeepAlive: 100 * time.Millisecond, WriteTimeout: time.Second}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -69,7 +69,7 @@ func run() error {
 		}
 		res.Replayed = append(res.Replayed, n)
 	}
-	time.Sleep(3500*time.Millisecond - time.Since(begin))
+	time.Sleep(6500*time.Millisecond - time.Since(begin))
 	if _, res.GapWhenOld, err = replay(url, first, events); err != nil {
 		return err
 	}
