@@ -152,7 +152,7 @@ type Broker struct {
 	resting    list        // those that are live, the longest first
 	checked    list        // the same, after it was looked whether they answered what they got last
 	sweeper    *time.Timer // runs sweep when the first in one of these is due
-	sweeping   bool        // it will run
+	sweepAt    time.Time   // when that is; zero: it will not run
 
 	warned    map[string]time.Time // when each warning was logged last
 	closed    bool                 // Shutdown was called
@@ -1307,7 +1307,7 @@ func (b *Broker) attend(s *subscriber, batch []*entry, skip int) {
 			d.suspect = false
 			err = d.peerLeft()
 		}
-		if err == nil && d.isSilent() {
+		if err == nil && d.raw == nil && d.isSilent() { // else put waits for whoever is silent
 			err = errSilent
 		}
 		if err == nil {
@@ -1329,6 +1329,9 @@ func (b *Broker) attend(s *subscriber, batch []*entry, skip int) {
 		batch, all = b.owedLocked(s, batch[:0])
 		if len(batch) == 0 && all && !b.closed {
 			d.conn.SetWriteDeadline(time.Time{}) // or the next worker's attempt fails
+			if d.raw != nil {
+				d.answered = time.Now() // it has made room since its socket was full
+			}
 			b.goLiveLocked(s)
 			b.mu.Unlock()
 			return
@@ -1399,8 +1402,8 @@ func (b *Broker) guard(what string, f func() error) (err error) {
 func (b *Broker) restLocked(s *subscriber) {
 	s.detached.since, s.detached.isChecked = time.Now(), false
 	b.resting.push(s)
-	if period := b.keepAlivePeriod(); period > 0 && !b.sweeping {
-		b.sweepAfterLocked(b.checkPeriod())
+	if b.keepAlivePeriod() > 0 {
+		b.sweepByLocked(s.detached.since.Add(b.checkPeriod()))
 	}
 }
 
@@ -1412,12 +1415,16 @@ func (b *Broker) restingListLocked(s *subscriber) *list {
 	return &b.resting
 }
 
-func (b *Broker) sweepAfterLocked(d time.Duration) {
-	b.sweeping = true
+// sweepByLocked has sweep run at that time or before.
+func (b *Broker) sweepByLocked(at time.Time) {
+	if !b.sweepAt.IsZero() && !at.Before(b.sweepAt) {
+		return
+	}
+	b.sweepAt = at
 	if b.sweeper == nil {
-		b.sweeper = time.AfterFunc(d, b.sweep)
+		b.sweeper = time.AfterFunc(time.Until(at), b.sweep)
 	} else {
-		b.sweeper.Reset(d)
+		b.sweeper.Reset(time.Until(at))
 	}
 }
 
@@ -1426,10 +1433,10 @@ func (b *Broker) sweepAfterLocked(d time.Duration) {
 func (b *Broker) sweep() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	next := time.Duration(math.MaxInt64)
+	b.sweepAt = time.Time{}
 	for s := b.resting.first; s != nil; s = b.resting.first {
-		if left := b.checkPeriod() - time.Since(s.detached.since); left > 0 {
-			next = left
+		if at := s.detached.since.Add(b.checkPeriod()); time.Until(at) > 0 {
+			b.sweepByLocked(at)
 			break
 		}
 		b.resting.remove(s)
@@ -1442,14 +1449,11 @@ func (b *Broker) sweep() {
 		b.mu.Lock()
 	}
 	for s := b.checked.first; s != nil; s = b.checked.first {
-		if left := b.keepAlivePeriod() - time.Since(s.detached.since); left > 0 {
-			next = min(next, left)
+		if at := s.detached.since.Add(b.keepAlivePeriod()); time.Until(at) > 0 {
+			b.sweepByLocked(at)
 			break
 		}
 		b.queueKeepAliveLocked(s)
-	}
-	if b.sweeping = next < math.MaxInt64; b.sweeping {
-		b.sweepAfterLocked(next)
 	}
 }
 

@@ -4187,54 +4187,53 @@ func TestDetachedDeadPeerIsNoticed(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("other systems do not tell")
 	}
-	for _, test := range []struct {
-		name  string
-		every time.Duration // there is an event; 0: never
-		tls   bool
+	for _, tt := range []struct {
+		name             string
+		keepAlive, every time.Duration
+		tls              bool
 	}{
-		{"keep-alives alone", 0, false},
-		{"small events", 20 * time.Millisecond, false},
-		{"small events over TLS", 20 * time.Millisecond, true},
+		{"keep-alives alone", 1200 * time.Millisecond, 0, false},
+		{"one event", time.Hour, time.Hour, false},
+		{"small events", time.Hour, 20 * time.Millisecond, false},
+		{"TLS", time.Hour, 20 * time.Millisecond, true},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			b := &Broker{WriteTimeout: time.Second, KeepAlive: 1200 * time.Millisecond}
+			b := &Broker{WriteTimeout: time.Second, KeepAlive: tt.keepAlive}
 			type end struct {
 				path string
 				err  error
 			}
 			ended := make(chan end, 2)
 			srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				b.Detach(w, r, func(err error) { ended <- end{r.URL.Path, err} })
+				b.Detach(w, r, func(err error) { ended <- end{r.URL.Path, err} }, r.URL.Path)
 			}))
-			if test.tls {
-				srv.StartTLS()
-			} else {
-				srv.Start()
+			start := srv.Start
+			if tt.tls {
+				start = srv.StartTLS
 			}
+			start()
 			defer srv.Close()
 			defer b.Shutdown(t.Context())
-			var streams [2]net.Conn
-			var dead *net.TCPConn // the last one's connection
+			var conns [2]*net.TCPConn
 			for i, path := range []string{"/alive", "/dead"} {
 				conn, err := net.Dial("tcp", srv.Listener.Addr().String())
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer conn.Close()
-				dead = conn.(*net.TCPConn)
-				if test.tls {
+				conns[i] = conn.(*net.TCPConn)
+				if tt.tls {
 					conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true})
 				}
 				fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: test\r\n\r\n", path)
 				conn.Read(make([]byte, 1))
-				streams[i] = conn
 			}
-			go io.Copy(io.Discard, streams[0])
-			// To drop all packets that have crossed a router is to drop all: they come
-			// with a time to live of 64.
+			go io.Copy(io.Discard, conns[0])
+			// A peer that drops all packets with a smaller TTL is as good as dead: here
+			// they have 64.
 			const ipMinTTL = 21
-			raw, err := dead.SyscallConn()
+			raw, err := conns[1].SyscallConn()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -4242,16 +4241,24 @@ func TestDetachedDeadPeerIsNoticed(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			events := time.NewTicker(max(test.every, time.Millisecond))
-			defer events.Stop()
-			if test.every == 0 {
-				events.Stop()
+			// The other one is to get nothing more, and this one to be the next to check.
+			eventually(t, "both have been checked", func() bool {
+				b.mu.Lock()
+				defer b.mu.Unlock()
+				return b.resting.first == nil
+			})
+			var events <-chan time.Time
+			if tt.every > 0 {
+				b.Publish(Event{Data: "small"}, "/dead")
+				ticker := time.NewTicker(tt.every)
+				defer ticker.Stop()
+				events = ticker.C
 			}
-			late := time.After(20 * time.Second) // and TCP takes 15 minutes
+			late := time.After(time.Minute) // and TCP takes 15 minutes
 			for {
 				select {
-				case <-events.C:
-					b.Publish(Event{Data: "small"})
+				case <-events:
+					b.Publish(Event{Data: "small"}, "/dead")
 					continue
 				case got := <-ended:
 					if got.path != "/dead" || !errors.Is(got.err, ErrClientLeft) || !errors.Is(got.err, syscall.ETIMEDOUT) {

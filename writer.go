@@ -501,6 +501,9 @@ func (h *hijacked) put(piece []byte) error {
 	if _, err := h.conn.Write(piece); err != nil {
 		return writeError(err, began, h.timeout)
 	}
+	if now := time.Now(); now.Sub(began) > h.timeout/16 { // it waited for the peer to make room
+		h.answered = now
+	}
 	return nil
 }
 
