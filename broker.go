@@ -299,7 +299,7 @@ type subscriber struct {
 	index   []int              // live: where it stands in each of its topics
 	cancel  context.CancelFunc // ends a call of CatchUp
 
-	cutting sync.Mutex // held while cut is called, so that it is not after the end
+	cutting sync.Mutex // held during a call of cut, which must not come after the end
 	cut     func()     // ends a write
 
 	detached *detached // nil unless Detach took its connection over
@@ -994,6 +994,7 @@ func (b *Broker) Serve(w http.ResponseWriter, r *http.Request, topics ...string)
 		b.leave(s)
 		b.debug(r, "sse: client gone", "reason", err)
 	}()
+	b.came(r, s)
 	err = b.stream(w, r, s)
 	return err
 }
@@ -1028,7 +1029,6 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // stream is Serve for s, which was admitted. All it writes is written by this
 // goroutine, keep-alives included.
 func (b *Broker) stream(w http.ResponseWriter, r *http.Request, s *subscriber) error {
-	b.came(r, s)
 	out := newWriter(w, r, b.WriteTimeout)
 	s.ch = make(chan *entry, 1)
 	b.canCut(s, out.cut)
@@ -1046,8 +1046,9 @@ func (b *Broker) stream(w http.ResponseWriter, r *http.Request, s *subscriber) e
 	}
 	out.liftReadDeadline()
 	defer out.setReadDeadline(r)
-	// A deadline that passes on an idle stream does no harm there: over HTTP/2 it
-	// resets the stream, and over TLS the answer to a new key needs a write.
+	// Elsewhere it does harm if it passes on an idle stream: over HTTP/2 it resets the
+	// stream, and over TLS there may be a write at any time, if the client asks for a
+	// new key.
 	if r.ProtoMajor == 1 && r.TLS == nil {
 		out.keep = true
 		defer out.clearDeadline()
@@ -1159,12 +1160,12 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 			done(err)
 		}
 	}()
+	b.came(r, s)
 	h := hijack(w, r, b.WriteTimeout)
 	if h == nil {
 		err = b.stream(w, r, s)
 		return
 	}
-	b.came(r, s)
 	d := &detached{hijacked: h, done: done}
 	if b.logger().Enabled(r.Context(), slog.LevelDebug) {
 		d.done = func(err error) {
