@@ -224,8 +224,9 @@ const (
 	// not read. No library cuts those off so soon.
 	stallPatience = 2 * time.Second
 
-	mostToFill = 200 // bursts, after which each connection must be full
-	afterFull  = 32  // bursts, which fill the queues in front of the connections
+	leastToFill = 128 // bursts before the time is taken, however few are stalled
+	mostToFill  = 200 // bursts, after which each connection must be full
+	afterFull   = 32  // bursts, which fill the queues in front of the connections
 )
 
 // A jam is clients that read, beside clients that do not.
@@ -256,15 +257,14 @@ func newJam(tb testing.TB, lib library, readers, stalled, bytes int, patience ti
 	if err := j.clients.Bell(j.number, burst); err != nil {
 		tb.Fatal(err)
 	}
-	for range mostToFill {
-		if full, err := j.full(); err != nil {
+	for n, sinceFull := 0, 0; n < mostToFill; n++ {
+		full, err := j.full()
+		if err != nil {
 			return nil, err
-		} else if full == stalled {
-			for range afterFull {
-				if err := j.burst(); err != nil {
-					return nil, err
-				}
-			}
+		}
+		if full < stalled {
+			sinceFull = 0
+		} else if sinceFull++; sinceFull > afterFull && n >= leastToFill {
 			return j, nil
 		}
 		if err := j.burst(); err != nil {
