@@ -1045,13 +1045,18 @@ func (b *Broker) stream(w http.ResponseWriter, r *http.Request, s *subscriber) e
 		b.warn("sse: WriteTimeout has no effect, no deadline can be set", "behind", fmt.Sprintf("%T", innermost(w)))
 	}
 	out.liftReadDeadline()
-	defer out.setReadDeadline(r)
+	defer out.setReadDeadline()
 	// Elsewhere it does harm if it passes on an idle stream: over HTTP/2 it resets the
 	// stream, and over TLS there may be a write at any time, if the client asks for a
 	// new key.
 	if r.ProtoMajor == 1 && r.TLS == nil {
 		out.keep = true
-		defer out.clearDeadline()
+		defer func() {
+			s.setCut(nil)
+			if !out.isCut.Load() { // or the connection may serve another request
+				out.clearDeadline()
+			}
+		}()
 	}
 
 	period := b.keepAlivePeriod()

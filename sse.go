@@ -75,7 +75,7 @@ func Serve(w http.ResponseWriter, r *http.Request, events <-chan Event) error {
 	if err != nil || r.Method == http.MethodHead {
 		return err
 	}
-	defer out.setReadDeadline(r)
+	defer out.setReadDeadline()
 	keepAlive := time.NewTimer(defaultKeepAlive)
 	defer keepAlive.Stop()
 	var together []Event

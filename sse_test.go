@@ -5389,6 +5389,45 @@ func TestRetryOfAHundredYearsIsNotNegative(t *testing.T) {
 	}
 }
 
+// A client whose stream is in chunks may send another request by the same
+// connection, even if Shutdown had no patience. Either that is served, or the
+// connection is closed.
+func TestConnectionIsWholeAfterShutdown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		brokers := map[string]*Broker{}
+		l := newPipeServer(t, &http.Server{})
+		l.serve(func(w http.ResponseWriter, r *http.Request) { brokers[r.URL.Path].Serve(w, r) })
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		for range 300 {
+			first, second := &Broker{}, &Broker{}
+			brokers["/first"], brokers["/second"] = first, second
+			conn, err := l.dial()
+			wireCheck(t, err)
+			stream := bufio.NewReader(conn)
+			get := func(path string) (*http.Response, error) {
+				go fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: test\r\nX-Varnish: 1\r\n\r\n", path)
+				return http.ReadResponse(stream, nil)
+			}
+			resp, err := get("/first")
+			wireCheck(t, err)
+			go first.Shutdown(ended)
+			if _, err = io.Copy(io.Discard, resp.Body); err == nil {
+				resp, err = get("/second")
+			}
+			if err == nil {
+				synctest.Wait()
+				second.Publish(Event{Data: "1"})
+				if e, err := NewDecoder(resp.Body).Decode(); e.Data != "1" {
+					t.Fatalf("the connection serves a stream that ends at once: got %+v, %v", e, err)
+				}
+			}
+			conn.Close()
+			second.Shutdown(ended)
+		}
+	})
+}
+
 // broker.go: figures and logs.
 
 func TestStats(t *testing.T) {

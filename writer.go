@@ -65,6 +65,7 @@ type Writer struct {
 	ctx        context.Context
 	noDeadline bool      // w has none to set
 	http2      bool      // a deadline is a timer of the stream's
+	hasBody    bool      // the request has, and net/http may wait for it
 	keep       bool      // leave a deadline set after the write
 	deadline   time.Time // that is set, if keep
 	wrote      time.Time // the beginning of the last write
@@ -110,6 +111,7 @@ func newWriter(w http.ResponseWriter, r *http.Request, timeout time.Duration) *W
 		rc:           http.NewResponseController(w),
 		ctx:          r.Context(),
 		http2:        r.ProtoMajor == 2,
+		hasBody:      hasBody(r),
 	}
 }
 
@@ -130,7 +132,7 @@ func (w *Writer) open(r *http.Request, hello []byte) error {
 		http.Error(w.w, w.err.Error(), http.StatusInternalServerError)
 		return w.err
 	}
-	w.setReadDeadline(r)
+	w.setReadDeadline()
 	w.setDeadline()
 	// Not left to the flush: a compressor may look at the headers here alone.
 	w.w.WriteHeader(http.StatusOK)
@@ -298,9 +300,9 @@ func (w *Writer) end() error {
 // setReadDeadline bounds what net/http reads by itself over HTTP/1.x: what is left
 // of the request's body, before it writes the headers and when the handler returns.
 // A client could otherwise announce a body, and hold the handler by not sending it.
-func (w *Writer) setReadDeadline(r *http.Request) {
+func (w *Writer) setReadDeadline() {
 	timeout := cmp.Or(w.WriteTimeout, defaultWriteTimeout)
-	if r.ProtoMajor == 1 && hasBody(r) && timeout > 0 {
+	if w.hasBody && !w.http2 && timeout > 0 {
 		w.rc.SetReadDeadline(time.Now().Add(timeout / 2)) // the headers need time too
 	}
 }
@@ -338,7 +340,9 @@ func (w *Writer) clearDeadline() {
 func (w *Writer) cut() {
 	w.isCut.Store(true)
 	past := time.Unix(1, 0)
-	w.rc.SetReadDeadline(past)
+	if w.hasBody {
+		w.rc.SetReadDeadline(past)
+	}
 	w.rc.SetWriteDeadline(past)
 }
 
