@@ -1046,14 +1046,15 @@ func (b *Broker) stream(w http.ResponseWriter, r *http.Request, s *subscriber) e
 	}
 	out.liftReadDeadline()
 	defer out.setReadDeadline()
-	// Elsewhere it does harm if it passes on an idle stream: over HTTP/2 it resets the
-	// stream, and over TLS there may be a write at any time, if the client asks for a
-	// new key.
+	// Here a deadline may be left standing. Elsewhere it would do harm when it passes
+	// on an idle stream: over HTTP/2 it resets the stream, and over TLS there may be a
+	// write at any time, if the client asks for a new key.
 	if r.ProtoMajor == 1 && r.TLS == nil {
 		out.keep = true
 		defer func() {
 			s.setCut(nil)
-			if !out.isCut.Load() { // or the connection may serve another request
+			// One that was cut off must not serve another request.
+			if !out.isCut.Load() {
 				out.clearDeadline()
 			}
 		}()
