@@ -1051,13 +1051,7 @@ func (b *Broker) stream(w http.ResponseWriter, r *http.Request, s *subscriber) e
 	// write at any time, if the client asks for a new key.
 	if r.ProtoMajor == 1 && r.TLS == nil {
 		out.keep = true
-		defer func() {
-			s.setCut(nil)
-			// One that was cut off must not serve another request.
-			if !out.isCut.Load() {
-				out.clearDeadline()
-			}
-		}()
+		defer out.clearDeadline()
 	}
 
 	period := b.keepAlivePeriod()

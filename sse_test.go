@@ -5393,39 +5393,49 @@ func TestRetryOfAHundredYearsIsNotNegative(t *testing.T) {
 // connection, even if Shutdown had no patience. Either that is served, or the
 // connection is closed.
 func TestConnectionIsWholeAfterShutdown(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		brokers := map[string]*Broker{}
-		l := newPipeServer(t, &http.Server{})
-		l.serve(func(w http.ResponseWriter, r *http.Request) { brokers[r.URL.Path].Serve(w, r) })
-		ended, cancel := context.WithCancel(t.Context())
-		cancel()
-		for range 300 {
-			first, second := &Broker{}, &Broker{}
-			brokers["/first"], brokers["/second"] = first, second
-			conn, err := l.dial()
-			wireCheck(t, err)
-			stream := bufio.NewReader(conn)
-			get := func(path string) (*http.Response, error) {
-				go fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: test\r\nX-Varnish: 1\r\n\r\n", path)
-				return http.ReadResponse(stream, nil)
-			}
-			resp, err := get("/first")
-			wireCheck(t, err)
-			go first.Shutdown(ended)
-			if _, err = io.Copy(io.Discard, resp.Body); err == nil {
-				resp, err = get("/second")
-			}
-			if err == nil {
-				synctest.Wait()
-				second.Publish(Event{Data: "1"})
-				if e, err := NewDecoder(resp.Body).Decode(); e.Data != "1" {
-					t.Fatalf("the connection serves a stream that ends at once: got %+v, %v", e, err)
+	for name, request := range map[string]string{
+		"GET":  "GET %s HTTP/1.1\r\nHost: test\r\nX-Varnish: 1\r\n\r\n",
+		"POST": "POST %s HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\nbody",
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				brokers := map[string]*Broker{}
+				l := newPipeServer(t, &http.Server{})
+				l.serve(func(w http.ResponseWriter, r *http.Request) {
+					io.Copy(io.Discard, r.Body)
+					brokers[r.URL.Path].Serve(w, r)
+				})
+				ended, cancel := context.WithCancel(t.Context())
+				cancel()
+				for range 300 {
+					first, second := &Broker{}, &Broker{}
+					brokers["/first"], brokers["/second"] = first, second
+					conn, err := l.dial()
+					wireCheck(t, err)
+					stream := bufio.NewReader(conn)
+					send := func(path string) (*http.Response, error) {
+						go fmt.Fprintf(conn, request, path)
+						return http.ReadResponse(stream, nil)
+					}
+					resp, err := send("/first")
+					wireCheck(t, err)
+					go first.Shutdown(ended)
+					if _, err = io.Copy(io.Discard, resp.Body); err == nil {
+						resp, err = send("/second")
+					}
+					if err == nil {
+						synctest.Wait()
+						second.Publish(Event{Data: "1"})
+						if e, err := NewDecoder(resp.Body).Decode(); e.Data != "1" {
+							t.Fatalf("the connection serves a stream that ends at once: got %+v, %v", e, err)
+						}
+					}
+					conn.Close()
+					second.Shutdown(ended)
 				}
-			}
-			conn.Close()
-			second.Shutdown(ended)
-		}
-	})
+			})
+		})
+	}
 }
 
 // broker.go: figures and logs.

@@ -332,6 +332,9 @@ func (w *Writer) clearDeadline() {
 	if !w.noDeadline {
 		w.rc.SetWriteDeadline(time.Time{})
 	}
+	if w.isCut.Load() { // perhaps before the deadline was cleared
+		w.cut()
+	}
 }
 
 // cut ends a write that is under way and any later one, and what net/http reads
