@@ -1156,10 +1156,16 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 	defer func() {
 		if !taken {
 			defer b.leave(s) // Shutdown waits for done
-			b.debug(r, "sse: client gone", "reason", err)
 			done(err)
 		}
 	}()
+	if b.logger().Enabled(r.Context(), slog.LevelDebug) { // or r would be kept for nothing
+		tell := done
+		done = func(err error) {
+			b.debug(r, "sse: client gone", "reason", err)
+			tell(err)
+		}
+	}
 	b.came(r, s)
 	h := hijack(w, r, b.WriteTimeout)
 	if h == nil {
@@ -1167,12 +1173,6 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 		return
 	}
 	d := &detached{hijacked: h, done: done}
-	if b.logger().Enabled(r.Context(), slog.LevelDebug) {
-		d.done = func(err error) {
-			b.debug(r, "sse: client gone", "reason", err)
-			done(err)
-		}
-	}
 	if b.CatchUp != nil {
 		d.ctx = context.WithoutCancel(r.Context())
 	}

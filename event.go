@@ -182,10 +182,10 @@ func parseRetry(value string) (retry time.Duration, ok bool) {
 var ErrEventTooLarge = errors.New("sse: event is larger than the decoder's limit")
 
 // A Decoder reads events from a stream, as a browser's EventSource does. Make one
-// with [NewDecoder]. It follows the standard's section on interpreting an event stream: lines that
-// end in LF, CR or CRLF, one byte order mark at the start, comments and unknown
-// fields skipped, an event that the stream's end cuts off discarded, and
-// U+FFFD for what is not UTF-8.
+// with [NewDecoder]. It follows the standard's section on interpreting an event
+// stream: lines that end in LF, CR or CRLF, one byte order mark at the start,
+// comments and unknown fields skipped, an event that the stream's end cuts off
+// discarded, and U+FFFD for what is not UTF-8.
 //
 // A Decoder must not be used by several goroutines at once.
 //

@@ -84,9 +84,9 @@ type Writer struct {
 //
 // and over HTTP/1.1 Transfer-Encoding: identity, which has an [http.Server]
 // delimit the stream by the end of the connection, unless the request has a body
-// or came through Varnish. It takes any method, since a
-// stream may well answer a POST, whose body the handler reads before. The answer
-// to HEAD is the headers, after which Send fails.
+// or came through Varnish. It takes any method, since a stream may well answer a
+// POST, whose body the handler reads before. The answer to HEAD is the headers,
+// after which Send fails.
 //
 // Where w cannot be flushed the client gets status 500, and NewWriter returns
 // an error that wraps [http.ErrNotSupported] and names the type in the way: wrap
@@ -211,8 +211,8 @@ func addHeaders(h http.Header, noChunks bool) (added []string) {
 }
 
 // Send writes the events, which leave together in one flush. It blocks until
-// the connection has taken them, at most for WriteTimeout for each 64 KiB. If one is
-// refused, as by [Event.AppendText], none is written and the stream goes on;
+// the connection has taken them, at most for WriteTimeout for each 64 KiB. If one
+// is refused, as by [Event.AppendText], none is written and the stream goes on;
 // after any other error, [ErrClientLeft] or [ErrTooSlow], it has ended.
 func (w *Writer) Send(events ...Event) error {
 	w.mu.Lock()
@@ -433,13 +433,12 @@ func (h *hijacked) isSilent() bool {
 // unanswered returns how often in a row Linux has sent the peer the same again, or
 // asked it whether it has room again, without an answer.
 func (h *hijacked) unanswered() byte {
-	raw := h.raw
-	if t, ok := h.conn.(*tls.Conn); ok {
-		if tcp, ok := t.NetConn().(*net.TCPConn); ok {
-			raw, _ = tcp.SyscallConn()
-		}
+	tcp, ok := h.transport().(*net.TCPConn)
+	if !ok || runtime.GOOS != "linux" {
+		return 0
 	}
-	if raw == nil || runtime.GOOS != "linux" {
+	raw, err := tcp.SyscallConn()
+	if err != nil {
 		return 0
 	}
 	const tcpInfo = 11 // struct tcp_info: state, congestion state, retransmits, probes, …
@@ -485,15 +484,20 @@ func (h *hijacked) cut() {
 // seconds to say goodbye to a client that does not read, and TCP for minutes to
 // send it what is in the socket's buffer, which may be megabytes.
 func (h *hijacked) breakOff() {
-	conn := h.conn
-	if t, ok := conn.(*tls.Conn); ok {
-		conn = t.NetConn()
-	}
-	if tcp, ok := conn.(*net.TCPConn); ok {
+	transport := h.transport()
+	if tcp, ok := transport.(*net.TCPConn); ok {
 		tcp.SetLinger(0)
 	}
-	conn.Close()
+	transport.Close()
 	h.conn.Close()
+}
+
+// transport returns the connection below TLS, if there is TLS.
+func (h *hijacked) transport() net.Conn {
+	if t, ok := h.conn.(*tls.Conn); ok {
+		return t.NetConn()
+	}
+	return h.conn
 }
 
 // errSilent is the reason for a client that isSilent tells of.
