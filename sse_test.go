@@ -989,11 +989,10 @@ func TestWriterComment(t *testing.T) {
 
 func TestWriterRefusesInvalidEvent(t *testing.T) {
 	w := httptest.NewRecorder()
-	out, err := NewWriter(w, httptest.NewRequest("GET", "/", nil))
-	wireCheck(t, err)
+	out := begin(t, w, httptest.NewRequest("GET", "/", nil))
 	wireCheck(t, out.Send(Event{Data: "a"}))
 	const want = `sse: event type "\n" contains CR, LF or NUL`
-	err = out.Send(Event{Data: "good"}, Event{Type: "\n"}, Event{Data: "good"})
+	err := out.Send(Event{Data: "good"}, Event{Type: "\n"}, Event{Data: "good"})
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
@@ -1099,13 +1098,8 @@ func TestWriterOverStalledConnection(t *testing.T) {
 	eachWireProtocol(t, func(t *testing.T, protocol string) {
 		errs := make(chan error, 1)
 		srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
-			out, err := NewWriter(w, r)
-			wireCheck(t, err)
-			for err == nil {
-				time.Sleep(time.Second)
-				err = out.Send(Event{Data: strings.Repeat("x", 10<<10)})
-			}
-			errs <- err
+			out := begin(t, w, r)
+			errs <- sendUntilError(out, time.Second)
 		}, func(s *http.Server) { s.HTTP2 = &http.HTTP2Config{WriteByteTimeout: 10 * time.Second} })
 		var conn *stallingConn
 		srv.wrap = func(c net.Conn) net.Conn {
@@ -1127,14 +1121,10 @@ func TestWriterCut(t *testing.T) {
 		outs := make(chan *Writer, 1)
 		errs := make(chan error, 1)
 		srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
-			out, err := NewWriter(w, r)
-			wireCheck(t, err)
+			out := begin(t, w, r)
 			out.WriteTimeout = -1
 			outs <- out
-			for err == nil {
-				err = out.Send(Event{Data: strings.Repeat("x", 10<<10)})
-			}
-			errs <- err
+			errs <- sendUntilError(out, 0)
 		})
 		openStalledWireStream(t, srv)
 		out := <-outs
@@ -1170,13 +1160,9 @@ func TestWriterWithoutWriteTimeout(t *testing.T) {
 	eachWireProtocol(t, func(t *testing.T, protocol string) {
 		errs := make(chan error, 1)
 		srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
-			out, err := NewWriter(w, r)
-			wireCheck(t, err)
+			out := begin(t, w, r)
 			out.WriteTimeout = -1
-			for err == nil {
-				err = out.Send(Event{Data: strings.Repeat("x", 10<<10)})
-			}
-			errs <- err
+			errs <- sendUntilError(out, 0)
 		}, shortTimeouts)
 		leave := openStalledWireStream(t, srv)
 		time.Sleep(24 * time.Hour)
@@ -1226,11 +1212,10 @@ func TestWriterWhenClientLeaves(t *testing.T) {
 		}
 		results := make(chan result, 1)
 		srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
-			out, err := NewWriter(w, r)
-			wireCheck(t, err)
+			out := begin(t, w, r)
 			wireCheck(t, out.Send(Event{Data: "a"}))
 			<-r.Context().Done()
-			err = out.Send(Event{Data: "b"})
+			err := out.Send(Event{Data: "b"})
 			if comment := out.Comment("c"); comment != err {
 				t.Errorf("Comment: got %v, want %v", comment, err)
 			}
@@ -1277,8 +1262,7 @@ func TestWriterWhenContextEnds(t *testing.T) {
 	revoked := errors.New("access revoked")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	w := httptest.NewRecorder()
-	out, err := NewWriter(w, httptest.NewRequest("GET", "/", nil).WithContext(ctx))
-	wireCheck(t, err)
+	out := begin(t, w, httptest.NewRequest("GET", "/", nil).WithContext(ctx))
 	cancel(revoked)
 	if err := out.Send(Event{Data: "a"}); !errors.Is(err, ErrClientLeft) || !errors.Is(err, revoked) {
 		t.Errorf("got %v, want %v and %v", err, ErrClientLeft, revoked)
@@ -7026,6 +7010,15 @@ func begin(t *testing.T, w http.ResponseWriter, r *http.Request) *Writer {
 	out, err := NewWriter(w, r)
 	wireCheck(t, err)
 	return out
+}
+
+// sendUntilError sends events, with a pause before each, until that fails.
+func sendUntilError(out *Writer, pause time.Duration) (err error) {
+	for err == nil {
+		time.Sleep(pause)
+		err = out.Send(Event{Data: strings.Repeat("x", 10<<10)})
+	}
+	return err
 }
 
 func wantHeaders(t *testing.T, r *http.Response, status int, headers map[string]string) {
