@@ -214,16 +214,16 @@ func (o *output) markdown() (string, error) {
 		return "", errors.New("no results")
 	}
 	var b strings.Builder
-	fact := func(name string) string {
+	fact := func(name, between string) string {
 		var values []string
 		for _, f := range o.facts {
 			if value, ok := strings.CutPrefix(f, name+": "); ok {
 				values = append(values, value)
 			}
 		}
-		return strings.Join(values, " and ")
+		return strings.Join(values, between)
 	}
-	fmt.Fprintf(&b, "%s, %s, `%s`", fact("machine"), fact("date"), fact("command"))
+	fmt.Fprintf(&b, "%s, %s, `%s`", fact("machine", " and "), fact("date", " and "), fact("command", "` and `"))
 	if o.runs > 1 {
 		fmt.Fprintf(&b, "; medians of %d", o.runs)
 	}
