@@ -39,18 +39,6 @@ const (
 	pullEntries = 1024
 )
 
-// The errors of a [Broker], in addition to those of a stream.
-var (
-	// ErrClosed: the Broker was shut down.
-	ErrClosed = errors.New("sse: broker is shut down")
-
-	// ErrDuplicateID: an event with this ID is still in the history.
-	ErrDuplicateID = errors.New("sse: duplicate event ID")
-
-	// ErrFull: the Broker has MaxClients clients already.
-	ErrFull = errors.New("sse: too many clients")
-)
-
 // A Broker sends each event published to it to every client of the event's
 // topics, and keeps the latest ones for clients that were cut off. Its zero
 // value is ready for use. It is an [http.Handler] that serves the default
@@ -95,7 +83,7 @@ type Broker struct {
 	Retry time.Duration
 
 	// CatchUp, if set, yields what the history cannot give a client that
-	// connects with lastEventID to topics: older events from a database, say,
+	// connects: older events from a database, say,
 	// or a snapshot of the current state. It is asked for a client whose last
 	// event is not in the history, or that has seen none (""). Its events bypass
 	// the history. An error it yields ends the client's stream, and the client
@@ -105,8 +93,8 @@ type Broker struct {
 	// yielded, or on the client's own if there was none:
 	//
 	//   - It is in the history: with the event right after it. So a CatchUp that
-	//     reads the log that the Broker is fed from reads up to what LastEventID
-	//     returns when it is called: less would leave a hole, and what is beyond
+	//     reads the log that the Broker is fed from reads up to what
+	//     Missed.UpTo says: less would leave a hole, and what is beyond
 	//     would come twice.
 	//   - It is not: with what was published since CatchUp was called. If the
 	//     history does not reach back so far any more, CatchUp is asked again,
@@ -122,7 +110,7 @@ type Broker struct {
 	// the client leaves, for a detached one when it cannot be written to. Nil sends a
 	// client whose last event is not in the history an event of type "gap", whose
 	// data is the ID of that last event, and then all that the history holds.
-	CatchUp func(ctx context.Context, lastEventID string, topics []string) iter.Seq2[Event, error]
+	CatchUp func(ctx context.Context, missed Missed) iter.Seq2[Event, error]
 
 	// Logger gets a record at level Debug for each client that comes or goes, at
 	// Warn for what an operator should know, and at Error for a panic in CatchUp or
@@ -158,6 +146,13 @@ type Broker struct {
 	closed    bool                 // Shutdown was called
 	gone      chan struct{}        // closed when the last subscriber has left after that
 	impatient bool                 // Shutdown waits for nobody any longer
+}
+
+// Missed says what a call of [Broker.CatchUp] is to yield.
+type Missed struct {
+	LastEventID string   // of the last event that the client has seen; "" if it has seen none
+	UpTo        string   // ID of the newest event as CatchUp was called: what is after it comes from the Broker
+	Topics      []string // of the client
 }
 
 // An entry is an event in its place in the order. It is not changed after it
@@ -343,25 +338,26 @@ func (b *Broker) initLocked() {
 // no client: one that falls behind catches up from the history. It takes the same
 // short time however many subscribers a topic has.
 //
-// Without an ID the event is assigned one. One that is in the history already
-// is refused with [ErrDuplicateID], which makes it harmless to publish an event
-// again. After Shutdown the error is [ErrClosed], and for an event that cannot
+// Publish returns the event's ID, which is assigned if ev has none, and "" if the
+// Broker keeps no history and ev has none. An ID that is in the history already is
+// refused with [ErrDuplicateID], which makes it harmless to publish an event again;
+// the ID is returned then too. After Shutdown the error is [ErrClosed], and for an event that cannot
 // be sent that of [Event.AppendText]. After an error nobody was sent anything.
-func (b *Broker) Publish(ev Event, topics ...string) error {
+func (b *Broker) Publish(ev Event, topics ...string) (id string, err error) {
 	if err := ev.check(); err != nil {
-		return err
+		return "", err
 	}
 	e := newEntry(ev)
 	topics = distinct(topics)
 	b.lock()
 	defer b.mu.Unlock()
 	if b.closed {
-		return ErrClosed
+		return "", ErrClosed
 	}
 	b.initLocked()
 	e.seq = b.ring.head + 1
 	if err := b.identifyLocked(e); err != nil {
-		return err
+		return e.id, err
 	}
 	e.topics = b.holdLocked(topics)
 	e.at = time.Now()
@@ -369,7 +365,7 @@ func (b *Broker) Publish(ev Event, topics ...string) error {
 	b.evictLocked()
 	b.published.Add(1)
 	b.fanOutLocked(e)
-	return nil
+	return e.id, nil
 }
 
 // fewLive is how many subscribers Publish itself hands an event to.
@@ -925,7 +921,7 @@ func (b *Broker) bridge(ctx context.Context, s *subscriber, send func([]*entry) 
 	var batch []*entry
 	asked := s.lastID
 	bytes, last := 0, asked
-	for ev, err := range b.CatchUp(asking, asked, names(s.topics)) {
+	for ev, err := range b.CatchUp(asking, Missed{LastEventID: asked, UpTo: s.sinceID, Topics: names(s.topics)}) {
 		if err == nil {
 			err = ev.check()
 		}
@@ -1115,7 +1111,7 @@ func write(out *Writer, batch []*entry) error {
 // once, having taken the connection away from net/http. A client then costs its
 // socket and about 2 KB, where a handler that runs costs some 28 KB. All that is
 // said of Serve holds: replay, gaps, keep-alives, WriteTimeout, MaxClients,
-// Shutdown.
+// Shutdown. Detach then returns true.
 //
 // The stream's end, at once or much later, is told to done, which may be nil. It
 // is called exactly once, before Detach returns or from another goroutine, with
@@ -1136,20 +1132,21 @@ func write(out *Writer, batch []*entry) error {
 // The stream is delimited by the end of the connection. Where that cannot be
 // taken over, because the client speaks HTTP/2, or a ResponseWriter offers no
 // Hijack, or the request has a body, or Varnish would hold back the beginning,
-// Detach serves the client as Serve does, and blocks until it has left. Over TLS a
+// Detach serves the client as Serve does, blocks until it has left, and returns
+// false, as it does for a client that it turns away. Over TLS a
 // client costs the memory of crypto/tls as well, and a goroutine for each write.
-func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error), topics ...string) {
+func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error), topics ...string) bool {
 	if done == nil {
 		done = func(error) {}
 	}
 	if r.Method == http.MethodHead {
 		done(b.Serve(w, r, topics...))
-		return
+		return false
 	}
 	s, err := b.admit(w, r, topics)
 	if err != nil {
 		done(err)
-		return
+		return false
 	}
 	taken := false // over by others, who end the stream
 	err = errPanic
@@ -1170,7 +1167,7 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 	h := hijack(w, r, b.WriteTimeout)
 	if h == nil {
 		err = b.stream(w, r, s)
-		return
+		return false
 	}
 	d := &detached{hijacked: h, done: done}
 	if b.CatchUp != nil {
@@ -1182,6 +1179,7 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 	defer b.mu.Unlock()
 	s.detached, taken = d, true
 	b.queueLocked(s)
+	return true
 }
 
 // A detached is what a subscriber has instead of a channel and a goroutine.

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -176,10 +175,6 @@ func parseRetry(value string) (retry time.Duration, ok bool) {
 	ms, _ := strconv.ParseUint(value, 10, 64) // the largest if it is out of range
 	return time.Duration(min(ms, most)) * time.Millisecond, true
 }
-
-// ErrEventTooLarge is returned by [Decoder.Decode] for an event that is larger
-// than [Decoder.MaxEventBytes].
-var ErrEventTooLarge = errors.New("sse: event is larger than the decoder's limit")
 
 // A Decoder reads events from a stream, as a browser's EventSource does. Make one
 // with [NewDecoder]. It follows the standard's section on interpreting an event

@@ -164,7 +164,7 @@ func ExampleBroker_Detach() {
 func ExampleBroker_Publish() {
 	broker := &sse.Broker{}
 	for range 2 {
-		err := broker.Publish(sse.Event{ID: "orders-4711", Data: "paid"}, "orders")
+		_, err := broker.Publish(sse.Event{ID: "orders-4711", Data: "paid"}, "orders")
 		if errors.Is(err, sse.ErrDuplicateID) {
 			fmt.Println("known already:", err)
 		} else if err != nil {
@@ -265,7 +265,7 @@ func ExampleBroker_catchUp() {
 	stock := map[string]int{"umbrellas": 3}
 
 	broker := &sse.Broker{}
-	broker.CatchUp = func(ctx context.Context, lastEventID string, topics []string) iter.Seq2[sse.Event, error] {
+	broker.CatchUp = func(ctx context.Context, missed sse.Missed) iter.Seq2[sse.Event, error] {
 		return func(yield func(sse.Event, error) bool) {
 			mu.Lock()
 			snapshot, err := sse.JSON(stock)

@@ -40,8 +40,38 @@ package sse
 
 import (
 	"cmp"
+	"errors"
 	"net/http"
 	"time"
+)
+
+// Errors returned when a stream ends or an event is refused. Test for them with
+// [errors.Is].
+var (
+	// ErrClientLeft is returned by [Broker.Serve], [Serve] and the methods of
+	// [Writer] when the client has closed the connection or the request's context
+	// has ended. The error wraps the context's cause or the failed write's error.
+	ErrClientLeft = errors.New("sse: client left")
+
+	// ErrTooSlow is returned by [Broker.Serve], [Serve] and the methods of [Writer]
+	// when the client did not take a write within WriteTimeout and was cut off.
+	ErrTooSlow = errors.New("sse: client too slow")
+
+	// ErrClosed is returned by all methods of a [Broker] that publish, serve or
+	// subscribe when Shutdown has been called.
+	ErrClosed = errors.New("sse: broker is shut down")
+
+	// ErrFull is returned by [Broker.Serve] when the Broker has MaxClients clients
+	// already.
+	ErrFull = errors.New("sse: too many clients")
+
+	// ErrDuplicateID is returned by [Broker.Publish] when an event with this ID is
+	// still in the history, and by [Broker.Reset] for an ID that the Broker assigned.
+	ErrDuplicateID = errors.New("sse: duplicate event ID")
+
+	// ErrEventTooLarge is returned by [Decoder.Decode] when an event is larger than
+	// [Decoder.MaxEventBytes].
+	ErrEventTooLarge = errors.New("sse: event is larger than the decoder's limit")
 )
 
 // LastEventID returns the ID of the last event that the client of r has seen:

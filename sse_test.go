@@ -1352,7 +1352,7 @@ func TestPublishRefusesADuplicateID(t *testing.T) {
 		all := followBroker(t, b, "", "", "other")
 		refused := func(id string) {
 			t.Helper()
-			if err := b.Publish(Event{ID: id, Data: "again"}, "other"); !errors.Is(err, ErrDuplicateID) {
+			if _, err := b.Publish(Event{ID: id, Data: "again"}, "other"); !errors.Is(err, ErrDuplicateID) {
 				t.Errorf("event with ID %q: got %v, want ErrDuplicateID", id, err)
 			}
 		}
@@ -1368,7 +1368,7 @@ func TestPublishRefusesADuplicateID(t *testing.T) {
 		if got := b.Stats().Published; got != 2 {
 			t.Errorf("published: got %d, want 2", got)
 		}
-		if err := b.Publish(Event{ID: "own", Data: "3"}, "other"); err != nil {
+		if _, err := b.Publish(Event{ID: "own", Data: "3"}, "other"); err != nil {
 			t.Errorf("event with a new ID after those refused: %v", err)
 		}
 		all.want("3")
@@ -1376,11 +1376,26 @@ func TestPublishRefusesADuplicateID(t *testing.T) {
 		for range 300 { // more than the ring keeps
 			b.Publish(Event{Data: "x"}, "more")
 		}
-		if err := b.Publish(Event{ID: "id", Data: "4"}); err != nil {
+		if _, err := b.Publish(Event{ID: "id", Data: "4"}); err != nil {
 			t.Errorf("event with an ID that was forgotten: %v", err)
 		}
 		all.want("4")
 	})
+}
+
+func TestPublishReturnsTheID(t *testing.T) {
+	b := &Broker{}
+	if id, err := b.Publish(Event{Data: "1"}); id == "" || id != b.LastEventID() || err != nil {
+		t.Errorf("without an ID: got %q, %v, want the one assigned, %q", id, err, b.LastEventID())
+	}
+	for _, want := range []error{nil, ErrDuplicateID} {
+		if id, err := b.Publish(Event{ID: "own"}); id != "own" || !errors.Is(err, want) {
+			t.Errorf("with an ID: got %q, %v, want own, %v", id, err, want)
+		}
+	}
+	if id, err := (&Broker{History: -1}).Publish(Event{}); id != "" || err != nil {
+		t.Errorf("without a history: got %q, %v, want no ID", id, err)
+	}
 }
 
 func TestIDsMayRepeatWithoutAHistory(t *testing.T) {
@@ -1388,7 +1403,7 @@ func TestIDsMayRepeatWithoutAHistory(t *testing.T) {
 		b := &Broker{History: -1}
 		all := followBroker(t, b, "")
 		for range 2 {
-			if err := b.Publish(Event{ID: "id", Data: "1"}); err != nil {
+			if _, err := b.Publish(Event{ID: "id", Data: "1"}); err != nil {
 				t.Error(err)
 			}
 		}
@@ -1409,7 +1424,7 @@ func TestPublishRefusesABadEventBeforeAnythingElse(t *testing.T) {
 			{ID: "a\nb"}, {ID: "a\x00"}, {ID: " a"}, {ID: "a\x7f"}, {ID: strings.Repeat("a", 1025)}, {ID: "\xff"},
 			{Type: "a\rb"}, {Type: "\xff"}, {Data: "\xff"}, {Retry: -1}, {Retry: 1},
 		} {
-			if err := b.Publish(e); err == nil || errors.Is(err, ErrDuplicateID) || errors.Is(err, ErrClosed) {
+			if _, err := b.Publish(e); err == nil || errors.Is(err, ErrDuplicateID) || errors.Is(err, ErrClosed) {
 				t.Errorf("Publish(%.50q): got %v, want an error that says what is wrong", fmt.Sprint(e), err)
 			}
 		}
@@ -1423,7 +1438,7 @@ func TestPublishRefusesABadEventBeforeAnythingElse(t *testing.T) {
 func TestPublishAfterShutdown(t *testing.T) {
 	b := &Broker{}
 	b.Shutdown(t.Context())
-	if err := b.Publish(Event{Data: "x"}); !errors.Is(err, ErrClosed) {
+	if _, err := b.Publish(Event{Data: "x"}); !errors.Is(err, ErrClosed) {
 		t.Errorf("got %v, want ErrClosed", err)
 	}
 	if got := b.Stats(); got != (Stats{}) {
@@ -1526,7 +1541,7 @@ func TestTopicsAreForgotten(t *testing.T) {
 				b.Publish(Event{Data: "x"}, user)
 				b.Publish(Event{Data: "x"}, user)
 			}
-			if err := b.Publish(Event{ID: "a\n"}, "refused"); err == nil {
+			if _, err := b.Publish(Event{ID: "a\n"}, "refused"); err == nil {
 				t.Fatal("a bad event was published")
 			}
 			follower.close()
@@ -2079,7 +2094,7 @@ func TestConcurrentPublishersAndSubscribersLoseNothing(t *testing.T) {
 				if i%3 == 0 {
 					e.ID = "id " + e.Data
 				}
-				if err := b.Publish(e, topics[i%3:]...); err != nil {
+				if _, err := b.Publish(e, topics[i%3:]...); err != nil {
 					t.Error(err)
 				}
 			}
@@ -2172,6 +2187,7 @@ type catchUpCall struct {
 	ctx    context.Context
 	id     string
 	topics []string
+	upTo   string
 	events chan Event // yields what comes here, until it is closed
 	fail   error      // yielded at the end
 	gone   bool       // the loop over it was left
@@ -2181,9 +2197,9 @@ type catchUpCall struct {
 // Those that nobody receives block.
 func controlCatchUp(b *Broker) chan *catchUpCall {
 	calls := make(chan *catchUpCall)
-	b.CatchUp = func(ctx context.Context, id string, topics []string) iter.Seq2[Event, error] {
+	b.CatchUp = func(ctx context.Context, missed Missed) iter.Seq2[Event, error] {
 		return func(yield func(Event, error) bool) {
-			call := &catchUpCall{ctx: ctx, id: id, topics: topics, events: make(chan Event)}
+			call := &catchUpCall{ctx: ctx, id: missed.LastEventID, topics: missed.Topics, upTo: missed.UpTo, events: make(chan Event)}
 			defer func() { call.gone = true }()
 			select {
 			case calls <- call:
@@ -2217,8 +2233,8 @@ func controlCatchUp(b *Broker) chan *catchUpCall {
 // where it notes with which IDs it was called.
 func yieldAll(b *Broker, events ...Event) (ids *[]string) {
 	ids = new([]string)
-	b.CatchUp = func(_ context.Context, id string, _ []string) iter.Seq2[Event, error] {
-		*ids = append(*ids, id)
+	b.CatchUp = func(_ context.Context, missed Missed) iter.Seq2[Event, error] {
+		*ids = append(*ids, missed.LastEventID)
 		return func(yield func(Event, error) bool) {
 			for _, e := range events {
 				if !yield(e, nil) {
@@ -2255,6 +2271,9 @@ func TestCatchUpIsAskedForWhatTheHistoryLacks(t *testing.T) {
 			slices.Sort(call.topics)
 			if call.id != id || !slices.Equal(call.topics, []string{"a", "b"}) {
 				t.Errorf("CatchUp: got ID %q and topics %q, want %q and a, b", call.id, call.topics, id)
+			}
+			if call.upTo != "3" {
+				t.Errorf("CatchUp: got %q as the newest event, want 3", call.upTo)
 			}
 			// It goes on right after the last event, which is in the history.
 			call.events <- Event{ID: "0", Data: "0"}
@@ -2543,13 +2562,13 @@ func TestCatchUpIsAskedAgainWhenTheHistoryHasMovedOn(t *testing.T) {
 			}
 		}
 		var asked []string
-		b.CatchUp = func(ctx context.Context, lastEventID string, topics []string) iter.Seq2[Event, error] {
+		b.CatchUp = func(ctx context.Context, missed Missed) iter.Seq2[Event, error] {
 			return func(yield func(Event, error) bool) {
-				if asked = append(asked, lastEventID); len(asked) == 1 {
+				if asked = append(asked, missed.LastEventID); len(asked) == 1 {
 					add(2)
 				}
 				upTo, _ := strconv.Atoi(b.LastEventID())
-				from, _ := strconv.Atoi(lastEventID)
+				from, _ := strconv.Atoi(missed.LastEventID)
 				for _, id := range log[from:upTo] {
 					if !yield(Event{ID: id, Data: id}, nil) {
 						return
@@ -2602,11 +2621,11 @@ func TestCatchUpWithAnOldIDIsAskedOnce(t *testing.T) {
 			b.Publish(Event{Data: "x"})
 		}
 		limit := b.CatchUp
-		b.CatchUp = func(ctx context.Context, id string, topics []string) iter.Seq2[Event, error] {
+		b.CatchUp = func(ctx context.Context, missed Missed) iter.Seq2[Event, error] {
 			if len(*asked) > 5 {
 				return func(yield func(Event, error) bool) { yield(Event{}, errors.New("asked too often")) }
 			}
-			return limit(ctx, id, topics)
+			return limit(ctx, missed)
 		}
 		follower := followBroker(t, b, "nobody")
 		synctest.Wait()
@@ -2730,11 +2749,11 @@ func TestResetTellsEveryClientOfAGap(t *testing.T) {
 			t.Errorf("LastEventID: got %q, want 9", id)
 		}
 		for _, id := range []string{"1", "2"} { // both may come again
-			if err := b.Publish(Event{ID: id, Data: "new" + id}); err != nil {
+			if _, err := b.Publish(Event{ID: id, Data: "new" + id}); err != nil {
 				t.Error(err)
 			}
 		}
-		if err := b.Publish(Event{ID: "9", Data: "9"}); !errors.Is(err, ErrDuplicateID) {
+		if _, err := b.Publish(Event{ID: "9", Data: "9"}); !errors.Is(err, ErrDuplicateID) {
 			t.Errorf("event with the ID that Reset was given: got %v, want ErrDuplicateID", err)
 		}
 		live.want("gap:" + own + " new1 new2")
@@ -4316,10 +4335,13 @@ func TestDetachReturnsAtOnce(t *testing.T) {
 		s := newPipeServer(t, &http.Server{})
 		var returned, dones atomic.Int64
 		s.serve(func(w http.ResponseWriter, r *http.Request) {
-			b.Detach(w, r, func(err error) {
+			detached := b.Detach(w, r, func(err error) {
 				dones.Add(1)
 				s.done(err)
 			})
+			if want := returned.Load() == 0; detached != want { // the second is turned away
+				t.Errorf("Detach: got %v, want %v", detached, want)
+			}
 			returned.Add(1)
 		})
 		c := s.get("/", "")
@@ -4380,7 +4402,9 @@ func TestDetachServesWhereItCannotTakeOver(t *testing.T) {
 				s := newPipeServer(t, &http.Server{})
 				s.serve(func(w http.ResponseWriter, r *http.Request) {
 					w, r = wrap(w, r)
-					b.Detach(w, r, s.done)
+					if b.Detach(w, r, s.done) {
+						t.Error("Detach: got true, want false")
+					}
 					close(returned)
 				})
 				c := s.get("/", "")
@@ -4581,8 +4605,8 @@ func TestPanicInCatchUpCostsOneClient(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				log := &brokerLog{}
 				b := &Broker{Logger: slog.New(log)}
-				b.CatchUp = func(_ context.Context, lastEventID string, _ []string) iter.Seq2[Event, error] {
-					if lastEventID == "doomed" {
+				b.CatchUp = func(_ context.Context, missed Missed) iter.Seq2[Event, error] {
+					if missed.LastEventID == "doomed" {
 						panic("CatchUp")
 					}
 					return func(func(Event, error) bool) {}
@@ -5268,7 +5292,7 @@ func TestShutdownAmongPublishersAndClients(t *testing.T) {
 		for range 4 {
 			wg.Go(func() {
 				for {
-					if err := b.Publish(Event{Data: "x"}); err != nil {
+					if _, err := b.Publish(Event{Data: "x"}); err != nil {
 						if !errors.Is(err, ErrClosed) {
 							t.Error(err)
 						}
@@ -5599,7 +5623,8 @@ func TestLoggerMayUseTheBroker(t *testing.T) {
 type publishWriter struct{ b *Broker }
 
 func (w publishWriter) Write(p []byte) (int, error) {
-	return len(p), w.b.Publish(Event{Data: string(p)}, "log")
+	_, err := w.b.Publish(Event{Data: string(p)}, "log")
+	return len(p), err
 }
 
 // Where no deadline can be set the log says so, and what is in the way.
@@ -6223,7 +6248,7 @@ func (m *model) publish(topics uint8, kind int) {
 	case 4: // an event that came before
 		if i := len(m.log) - 1 - kind>>6; i >= m.forgot && m.log[i].ID != "" && m.config.History >= 0 {
 			ev.ID = m.log[i].ID
-			if err := m.broker.Publish(ev, modelNames(topics)...); !errors.Is(err, ErrDuplicateID) {
+			if _, err := m.broker.Publish(ev, modelNames(topics)...); !errors.Is(err, ErrDuplicateID) {
 				m.errorf("event with the ID of event %d, while the ring begins at %d: got %v, want ErrDuplicateID", i, m.forgot, err)
 			}
 			m.mu.Unlock()
@@ -6238,7 +6263,7 @@ func (m *model) publish(topics uint8, kind int) {
 func (m *model) publishEvent(ev Event, topics uint8) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.broker.Publish(ev, modelNames(topics)...); err != nil {
+	if _, err := m.broker.Publish(ev, modelNames(topics)...); err != nil {
 		if !errors.Is(err, ErrClosed) {
 			m.errorf("Publish: %v", err)
 		}
@@ -6509,10 +6534,10 @@ func (b *Broker) isClosed() bool {
 }
 
 // catchUpLog yields what a database would: all events after the ID.
-func (m *model) catchUpLog(ctx context.Context, lastEventID string, topics []string) iter.Seq2[Event, error] {
+func (m *model) catchUpLog(ctx context.Context, missed Missed) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		m.mu.Lock()
-		i, _ := m.place(lastEventID)
+		i, _ := m.place(missed.LastEventID)
 		fail := m.fail
 		m.fail = 0
 		m.mu.Unlock()
@@ -6524,7 +6549,7 @@ func (m *model) catchUpLog(ctx context.Context, lastEventID string, topics []str
 			}
 			e := m.log[i]
 			m.mu.Unlock()
-			if !slices.ContainsFunc(modelNames(e.topics), func(name string) bool { return slices.Contains(topics, name) }) {
+			if !slices.ContainsFunc(modelNames(e.topics), func(name string) bool { return slices.Contains(missed.Topics, name) }) {
 				continue
 			}
 			if n++; n == fail {
@@ -6542,7 +6567,7 @@ func (m *model) catchUpLog(ctx context.Context, lastEventID string, topics []str
 }
 
 // catchUpSnapshot yields one event that stands for all up to now.
-func (m *model) catchUpSnapshot(context.Context, string, []string) iter.Seq2[Event, error] {
+func (m *model) catchUpSnapshot(context.Context, Missed) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		m.mu.Lock()
 		place, id := len(m.log), m.broker.LastEventID()
@@ -7483,7 +7508,7 @@ func publishNumbers(b *Broker, n int) string {
 func publishIDs(t *testing.T, b *Broker, ids ...string) {
 	t.Helper()
 	for _, id := range ids {
-		if err := b.Publish(Event{ID: id, Data: id}); err != nil {
+		if _, err := b.Publish(Event{ID: id, Data: id}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -33,19 +33,6 @@ const (
 	keepAliveFrame = ":\n\n"
 )
 
-// The reasons for which a stream ends by the client's doing, as [Serve],
-// [Broker.Serve] and the methods of [Writer] return them. Test for them with
-// [errors.Is].
-var (
-	// ErrClientLeft: the client closed the connection, or the request's
-	// context ended for another reason; the error wraps that reason too.
-	ErrClientLeft = errors.New("sse: client left")
-
-	// ErrTooSlow: the client did not take what was written to it within
-	// WriteTimeout and was cut off.
-	ErrTooSlow = errors.New("sse: client too slow")
-)
-
 // A Writer writes an event stream to one client. Make one with [NewWriter].
 //
 // Its methods may be called by several goroutines at once. Once a write has

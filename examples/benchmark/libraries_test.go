@@ -90,7 +90,7 @@ func startDetach(keep int) *server {
 func oursTopics(names []string) *server {
 	broker := &sse.Broker{}
 	handler := func(w http.ResponseWriter, r *http.Request) { broker.Serve(w, r, r.FormValue("stream")) }
-	publishTo := func(m message, topic string) { must(broker.Publish(sse.Event{Data: m.data}, topic)) }
+	publishTo := func(m message, topic string) { publish(broker, m, topic) }
 	return &server{
 		handler:   http.HandlerFunc(handler),
 		publish:   toEach(names, publishTo),
@@ -110,10 +110,15 @@ func toEach(topics []string, publish func(message, string)) func([]message) {
 	}
 }
 
+func publish(broker *sse.Broker, m message, topics ...string) {
+	_, err := broker.Publish(sse.Event{Data: m.data}, topics...)
+	must(err)
+}
+
 func publisher(broker *sse.Broker) func([]message) {
 	return func(batch []message) {
 		for _, m := range batch {
-			must(broker.Publish(sse.Event{Data: m.data}))
+			publish(broker, m)
 		}
 	}
 }

@@ -157,7 +157,7 @@ func (by way) serve(t *testing.T, stream http.Handler) *line {
 func publish(t *testing.T, broker *sse.Broker, events ...sse.Event) {
 	t.Helper()
 	for _, e := range events {
-		if err := broker.Publish(e); err != nil {
+		if _, err := broker.Publish(e); err != nil {
 			t.Fatal(err)
 		}
 	}

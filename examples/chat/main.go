@@ -129,16 +129,17 @@ func (c *chat) publishLocked(topic, kind string, v any) error {
 		return err
 	}
 	ev.Type = kind
-	return c.broker.Publish(ev, topic)
+	_, err = c.broker.Publish(ev, topic)
+	return err
 }
 
 // catchUp shows the whole room to a newcomer, in one event. Its ID says which
 // place in the stream that is, and the client goes on from there: nothing is
 // missing and nothing comes twice.
-func (c *chat) catchUp(_ context.Context, _ string, topics []string) iter.Seq2[sse.Event, error] {
+func (c *chat) catchUp(_ context.Context, missed sse.Missed) iter.Seq2[sse.Event, error] {
 	return func(yield func(sse.Event, error) bool) {
 		c.mu.Lock()
-		ev, err := sse.JSON(c.rooms[topics[0]])
+		ev, err := sse.JSON(c.rooms[missed.Topics[0]])
 		ev.Type, ev.ID = "room", c.broker.LastEventID()
 		c.mu.Unlock()
 		yield(ev, err)

@@ -104,10 +104,10 @@ func TestCutOffMissesNothing(t *testing.T) {
 func TestMessageDuringCatchUp(t *testing.T) {
 	c := newChat()
 	url := serve(t, c)
-	c.broker.CatchUp = func(ctx context.Context, id string, topics []string) iter.Seq2[sse.Event, error] {
+	c.broker.CatchUp = func(ctx context.Context, missed sse.Missed) iter.Seq2[sse.Event, error] {
 		post(t, url, "lobby", "Ann", "before")
 		return func(yield func(sse.Event, error) bool) {
-			for e, err := range c.catchUp(ctx, id, topics) {
+			for e, err := range c.catchUp(ctx, missed) {
 				post(t, url, "lobby", "Ann", "after")
 				yield(e, err)
 			}

@@ -75,7 +75,7 @@ func tick(broker *sse.Broker, every time.Duration) {
 	for n, ticks := 1, time.Tick(every); ; n++ {
 		event, err := sse.JSON(map[string]any{"n": n, "time": <-ticks})
 		if err == nil {
-			err = broker.Publish(event)
+			_, err = broker.Publish(event)
 		}
 		if err != nil {
 			return

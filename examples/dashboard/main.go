@@ -108,7 +108,7 @@ func (m *monitor) take(now time.Time) {
 
 // catchUp gives all samples there are, in one event. Its ID says which place in
 // the stream that is, and the client goes on from there.
-func (m *monitor) catchUp(context.Context, string, []string) iter.Seq2[sse.Event, error] {
+func (m *monitor) catchUp(context.Context, sse.Missed) iter.Seq2[sse.Event, error] {
 	return func(yield func(sse.Event, error) bool) {
 		m.mu.Lock()
 		ev, err := sse.JSON(m.samples)

@@ -40,9 +40,9 @@ func TestNewcomerGetsTheCurrentStateFirst(t *testing.T) {
 func TestSamplesDuringCatchUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMonitor(10 * time.Millisecond)
-		m.broker.CatchUp = func(ctx context.Context, id string, topics []string) iter.Seq2[sse.Event, error] {
+		m.broker.CatchUp = func(ctx context.Context, missed sse.Missed) iter.Seq2[sse.Event, error] {
 			time.Sleep(55 * time.Millisecond)
-			return m.catchUp(ctx, id, topics)
+			return m.catchUp(ctx, missed)
 		}
 		go m.watch(t.Context())
 		time.Sleep(time.Second)

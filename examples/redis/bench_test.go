@@ -157,7 +157,7 @@ func BenchmarkGap(b *testing.B) {
 		working.Go(func() {
 			for next.Add(1) <= clients {
 				events := 0
-				for _, err := range stream.CatchUp(ctx, "1-0", []string{""}) {
+				for _, err := range stream.CatchUp(ctx, sse.Missed{LastEventID: "1-0", Topics: []string{""}}) {
 					if err != nil {
 						b.Error(err)
 						return

@@ -287,7 +287,7 @@ func (s *site) write(n int) []sse.Event {
 
 func (s *site) publish(events ...sse.Event) error {
 	for _, e := range events {
-		if err := s.broker.Publish(e); err != nil {
+		if _, err := s.broker.Publish(e); err != nil {
 			return err
 		}
 	}

@@ -283,13 +283,13 @@ func (s *source) newBroker() {
 	}
 }
 
-// catchUp yields the events after lastID from the log.
-func (s *source) catchUp(_ context.Context, lastID string, _ []string) iter.Seq2[sse.Event, error] {
+// catchUp yields the events after the client's last one from the log.
+func (s *source) catchUp(_ context.Context, missed sse.Missed) iter.Seq2[sse.Event, error] {
 	return func(yield func(sse.Event, error) bool) {
 		s.mu.Lock()
 		log := s.log
 		s.mu.Unlock()
-		i := slices.IndexFunc(log, func(e sse.Event) bool { return e.ID == lastID })
+		i := slices.IndexFunc(log, func(e sse.Event) bool { return e.ID == missed.LastEventID })
 		if i < 0 { // it has seen none
 			return
 		}
@@ -377,7 +377,7 @@ func (s *source) publish(n int) {
 		e := sse.Event{ID: number, Data: number}
 		s.log = append(s.log, e)
 		// An event that comes while no broker runs is in the log.
-		if err := s.broker.Publish(e); err != nil && !errors.Is(err, sse.ErrClosed) {
+		if _, err := s.broker.Publish(e); err != nil && !errors.Is(err, sse.ErrClosed) {
 			s.t.Error(err)
 		}
 		s.mu.Unlock()
@@ -546,7 +546,7 @@ func TestRandomEvents(t *testing.T) {
 			c.start(t, s.url, got.report)
 			s.waitForClient(1)
 			for _, e := range events {
-				if err := s.broker.Publish(e); err != nil {
+				if _, err := s.broker.Publish(e); err != nil {
 					t.Fatal(err)
 				}
 			}

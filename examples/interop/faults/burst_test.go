@@ -34,7 +34,7 @@ func TestHugeEvent(t *testing.T) {
 		want := sha256.Sum256([]byte(data))
 		was := use()
 		began := time.Now()
-		if err := b.Publish(sse.Event{Data: data}); err != nil {
+		if _, err := b.Publish(sse.Event{Data: data}); err != nil {
 			t.Fatal(err)
 		}
 		published := time.Since(began)

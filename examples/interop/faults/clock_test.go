@@ -22,7 +22,7 @@ func TestHistoryAgeAndKeepAlive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &sse.Broker{HistoryAge: time.Hour, KeepAlive: time.Minute, WriteTimeout: -1} // a Recorder has no deadlines
 		first := b.LastEventID()
-		if err := b.Publish(sse.Event{Data: "old"}); err != nil {
+		if _, err := b.Publish(sse.Event{Data: "old"}); err != nil {
 			t.Fatal(err)
 		}
 		next := func() string {

@@ -84,8 +84,8 @@ func runServer(config string) error {
 func (s *server) newBroker() *sse.Broker {
 	b := &sse.Broker{History: s.History, Retry: s.Retry, KeepAlive: s.KeepAlive, WriteTimeout: s.WriteTimeout}
 	if s.CatchUp {
-		b.CatchUp = func(_ context.Context, lastID string, _ []string) iter.Seq2[sse.Event, error] {
-			return s.catchUp(b, lastID)
+		b.CatchUp = func(_ context.Context, missed sse.Missed) iter.Seq2[sse.Event, error] {
+			return s.catchUp(b, missed.LastEventID)
 		}
 	}
 	return b
@@ -120,7 +120,7 @@ func (s *server) feed() error {
 			if s.CatchUp {
 				ev.ID = ev.Data
 			}
-			if err := s.broker.Publish(ev); err != nil {
+			if _, err := s.broker.Publish(ev); err != nil {
 				panic(err)
 			}
 		}
@@ -171,7 +171,7 @@ func (s *server) publish(w http.ResponseWriter, r *http.Request) {
 			data += " " + fill
 		}
 		ev := sse.Event{ID: strconv.Itoa(s.n), Data: data}
-		if err := s.broker.Publish(ev); err != nil {
+		if _, err := s.broker.Publish(ev); err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}

@@ -57,7 +57,7 @@ func publishing(t *testing.T, b *sse.Broker, every time.Duration, size int) (sto
 				return
 			case <-tick.C:
 				n++
-				if err := b.Publish(sse.Event{Data: fmt.Sprintf("%d %s", n, fill)}); err != nil {
+				if _, err := b.Publish(sse.Event{Data: fmt.Sprintf("%d %s", n, fill)}); err != nil {
 					t.Error(err)
 				}
 			}
@@ -306,7 +306,7 @@ func slowOnes(t *testing.T, b *sse.Broker, addr string, n int) (leave func()) {
 	eventually(t, "slow clients are there", func() bool { return b.Stats().Clients == before.Clients+n })
 	// One event that no slow client's buffers hold, and not the good ones' to measure.
 	big := sse.Event{Data: "0 " + strings.Repeat("x", 200_000)}
-	if err := b.Publish(big); err != nil {
+	if _, err := b.Publish(big); err != nil {
 		t.Fatal(err)
 	}
 	good := int64(before.Clients)

@@ -239,7 +239,7 @@ func TestOptionBreaksOffReaderThatPauses(t *testing.T) {
 		}
 		eventually(t, "the client is there", func() bool { return b.Stats().Clients == 1 })
 		// The server's buffer holds it, the client's does not.
-		if err := b.Publish(sse.Event{Data: strings.Repeat("x", 64<<10)}); err != nil {
+		if _, err := b.Publish(sse.Event{Data: strings.Repeat("x", 64<<10)}); err != nil {
 			t.Fatal(err)
 		}
 		if !w.detach {

@@ -18,9 +18,9 @@ import (
 // what the stream still has for a client that the Broker's history has too
 // little for. If the stream does not reach back to the client's last event
 // either, it begins with an event of type "gap" whose data is that event's ID.
-func (s *Stream) CatchUp(ctx context.Context, lastEventID string, topics []string) iter.Seq2[sse.Event, error] {
+func (s *Stream) CatchUp(ctx context.Context, missed sse.Missed) iter.Seq2[sse.Event, error] {
 	return func(yield func(sse.Event, error) bool) {
-		c := catchUp{s: s, topics: topics, seen: lastEventID, yield: yield}
+		c := catchUp{s: s, topics: missed.Topics, seen: missed.LastEventID, yield: yield}
 		if err := c.run(ctx); err != nil && err != errStop {
 			yield(sse.Event{}, err)
 		}

@@ -212,7 +212,7 @@ func (f *follower) publish(last string, entries []redis.XMessage) error {
 	for _, m := range entries {
 		e, err := parse(m)
 		if err == nil && !e.mark {
-			err = f.broker.Publish(e.event, e.topics...)
+			_, err = f.broker.Publish(e.event, e.topics...)
 		}
 		if errors.Is(err, sse.ErrClosed) {
 			return err

@@ -152,7 +152,7 @@ func TestStreamTrimmedWhileAClientCatchesUp(t *testing.T) {
 	n := startNode(t, r, &sse.Broker{History: 1})
 	trimmed := false
 	var got []sse.Event
-	for e, err := range n.stream.CatchUp(t.Context(), first, []string{""}) {
+	for e, err := range n.stream.CatchUp(t.Context(), sse.Missed{LastEventID: first, Topics: []string{""}}) {
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -45,7 +45,7 @@ func run() error {
 
 	first := b.LastEventID()
 	for i := range events {
-		if err := b.Publish(sse.Event{Data: fmt.Sprint(i)}); err != nil {
+		if _, err := b.Publish(sse.Event{Data: fmt.Sprint(i)}); err != nil {
 			return err
 		}
 	}
