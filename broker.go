@@ -275,6 +275,11 @@ type subscriber struct {
 	wanted map[*topic]bool // topics again, if they are many
 	client bool            // counts against MaxClients
 
+	// An ID from the query that the history does not know is not repeated in the
+	// stream: any site can link to it.
+	byQuery bool
+	foreign string // that ID
+
 	// ch is short, because the ring is the queue: while it is full and the
 	// subscriber behind, a burst gathers in the ring and leaves in one flush.
 	ch     chan *entry // a nil entry only wakes the receiver
@@ -358,6 +363,9 @@ func (b *Broker) Publish(ev Event, topics ...string) (id string, err error) {
 	e.seq = b.ring.head + 1
 	if err := b.identifyLocked(e); err != nil {
 		return e.id, err
+	}
+	if e.id != "" && ev.isRetry() {
+		e.body += "\n"
 	}
 	e.topics = b.holdLocked(topics)
 	e.at = time.Now()
@@ -700,6 +708,10 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.initLocked()
+	seq, known := b.findLocked(lastID)
+	if s.byQuery && !known {
+		s.foreign = lastID
+	}
 	switch {
 	case b.closed:
 		return ErrClosed
@@ -722,7 +734,6 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) error {
 	s.lastID, s.lastSeq, s.replayTo = lastID, b.ring.head, b.ring.head
 	s.cursor, s.since, s.sinceID = b.ring.head+1, b.ring.head+1, b.idLocked(b.ring.head)
 	first := b.historyLocked()
-	seq, known := b.findLocked(lastID)
 	switch {
 	case lastID == "" && b.CatchUp == nil:
 		s.lastID = b.idLocked(b.ring.head)
@@ -735,6 +746,14 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) error {
 		b.gaps.Add(1)
 	}
 	return nil
+}
+
+// repeated returns id, or "" if it is not to be repeated to s.
+func (s *subscriber) repeated(id string) string {
+	if id == s.foreign {
+		return ""
+	}
+	return id
 }
 
 // leave removes s.
@@ -878,7 +897,7 @@ func (b *Broker) note(s *subscriber, batch []*entry) {
 	events, replayed := 0, 0
 	for _, e := range batch {
 		if e.id != "" {
-			s.lastID = e.id
+			s.lastID, s.foreign = e.id, ""
 		}
 		if !e.mark {
 			events++
@@ -905,7 +924,7 @@ func (b *Broker) bridge(ctx context.Context, s *subscriber, send func([]*entry) 
 		s.lastSeq = s.cursor - 1
 		id := b.idLocked(s.lastSeq)
 		b.mu.Unlock()
-		gap := newEntry(Event{Type: "gap", Data: s.lastID})
+		gap := newEntry(Event{Type: "gap", Data: s.repeated(s.lastID)})
 		gap.id = id
 		return b.give(s, []*entry{gap}, send)
 	}
@@ -997,7 +1016,7 @@ func (b *Broker) Serve(w http.ResponseWriter, r *http.Request, topics ...string)
 
 // admit makes the client a subscriber, or turns it away.
 func (b *Broker) admit(w http.ResponseWriter, r *http.Request, topics []string) (*subscriber, error) {
-	s, lastID := &subscriber{client: true}, LastEventID(r)
+	s, lastID := &subscriber{client: true, byQuery: r.Header.Get("Last-Event-ID") == ""}, LastEventID(r)
 	err := b.join(s, lastID, topics)
 	if err == nil {
 		return s, nil
@@ -1007,7 +1026,9 @@ func (b *Broker) admit(w http.ResponseWriter, r *http.Request, topics []string) 
 		b.warn("sse: clients are turned away", "MaxClients", b.MaxClients)
 	}
 	// A browser gives up for good on an answer that is no stream.
-	newWriter(w, r, b.WriteTimeout).open(r, encode(b.farewell(lastID)))
+	out := newWriter(w, r, b.WriteTimeout)
+	out.endless = true
+	out.open(r, encode(b.farewell(s.repeated(lastID))))
 	return nil, err
 }
 
@@ -1026,6 +1047,7 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // goroutine, keep-alives included.
 func (b *Broker) stream(w http.ResponseWriter, r *http.Request, s *subscriber) error {
 	out := newWriter(w, r, b.WriteTimeout)
+	out.endless = true // see endsWithConnection
 	s.ch = make(chan *entry, 1)
 	b.canCut(s, out.cut)
 	if err := out.open(r, encode(b.welcome(s))); err != nil {
@@ -1470,10 +1492,14 @@ func (b *Broker) queueKeepAliveLocked(s *subscriber) {
 // ID if it is cut off before its first event. To the letter of the standard, any
 // block that comes before it without an ID would make a client forget its own.
 func (b *Broker) welcome(s *subscriber) []*entry {
+	id := s.repeated(s.lastID)
 	if b.Retry < 0 {
-		return b.placeMark(s.lastID)
+		if mark := b.placeMark(id); mark != nil {
+			return mark
+		}
+		return []*entry{{mark: true, body: keepAliveFrame}}
 	}
-	return b.retryMark(s.lastID, b.retry())
+	return b.retryMark(id, b.retry())
 }
 
 // farewell returns what a client is told as the Broker sends it away: to come
@@ -1509,7 +1535,10 @@ func (b *Broker) keepAliveLocked(s *subscriber) []*entry {
 // ID if that means anything.
 func (b *Broker) retryMark(id string, retry time.Duration) []*entry {
 	body := string(Event{Retry: retry}.appendBody(nil))
-	return []*entry{{mark: true, id: b.meaningful(id), body: body}}
+	if id = b.meaningful(id); id != "" {
+		body += "\n"
+	}
+	return []*entry{{mark: true, id: id, body: body}}
 }
 
 // placeMark returns what sets the client's last event ID, if that means anything.

@@ -20,26 +20,34 @@ import (
 // is longer is no ID that this package ever sent.
 const maxIDBytes = 1 << 10
 
-// An Event is one message of an event stream. All text must be valid UTF-8,
-// which the standard prescribes for the whole stream.
+// endID is the ID of the event that ends a stream for good: a client that comes
+// back with it is answered 204, whatever it asks for.
+const endID = "sse-end"
+
+// endFrame is that event as it is written to a stream.
+const endFrame = "id: " + endID + "\nevent: end\ndata: \n\n"
+
+// An Event is one message of an event stream.
 //
-// An Event that sets Retry and nothing else is no message: it tells the client
-// a new reconnection time, and a browser dispatches nothing for it. The zero
-// Event is a message with empty data.
+// An Event with only Retry set changes the client's reconnection time and is not
+// dispatched as a message. The zero Event is a message with empty data.
 //
 // See https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream.
 type Event struct {
 	// ID is what the client sends back as Last-Event-ID when it reconnects.
-	// It has at most 1 KiB, no control characters, and no blank at either end.
-	// "" sends no id field; a [Broker] that keeps a history assigns one instead.
+	// It has at most 1 KiB of valid UTF-8, no control characters, and no blank at
+	// either end. [Earliest] and "sse-end" are reserved. "" sends no id field; a
+	// [Broker] that keeps a history assigns one instead.
 	ID string
 
 	// Type is the name that a browser dispatches the event under, for
-	// addEventListener. "" is "message". It holds no CR, LF or NUL.
+	// addEventListener. "" is "message". It must be valid UTF-8 without CR, LF or
+	// NUL.
 	Type string
 
 	// Data is the payload: any text, over any number of lines. Each CR, LF and
-	// CRLF in it reaches the client as LF.
+	// CRLF in it reaches the client as LF. What is not valid UTF-8 is sent as
+	// U+FFFD, which a browser would show for it.
 	Data string
 
 	// Retry is the time that the client is to wait before it reconnects, from
@@ -58,10 +66,9 @@ func JSON(v any) (Event, error) {
 	return Event{Data: string(data)}, nil
 }
 
-// AppendText appends the event as it is written to a stream, with the blank
-// line that ends it, and implements [encoding.TextAppender]. An event that
-// could not be read back as it is gets an error that names the field and the
-// value, and b is returned as it was.
+// AppendText appends the event as it is written to a stream, and implements
+// [encoding.TextAppender]. If the event cannot be represented, AppendText returns
+// b unchanged and an error naming the offending field and its value.
 func (e Event) AppendText(b []byte) ([]byte, error) {
 	if err := e.check(); err != nil {
 		return b, err
@@ -80,12 +87,12 @@ func (e Event) check() error {
 		return fmt.Errorf("sse: event ID %s begins or ends with a blank", quote(e.ID))
 	case !utf8.ValidString(e.ID):
 		return fmt.Errorf("sse: event ID %s is not valid UTF-8", quote(e.ID))
+	case e.ID == endID || e.ID == Earliest:
+		return fmt.Errorf("sse: event ID %s is reserved", quote(e.ID))
 	case strings.ContainsAny(e.Type, "\r\n\x00"):
 		return fmt.Errorf("sse: event type %s contains CR, LF or NUL", quote(e.Type))
 	case !utf8.ValidString(e.Type):
 		return fmt.Errorf("sse: event type %s is not valid UTF-8", quote(e.Type))
-	case !utf8.ValidString(e.Data):
-		return fmt.Errorf("sse: event data %s is not valid UTF-8", quote(e.Data))
 	case e.Retry < 0:
 		return fmt.Errorf("sse: event retry %v is negative", e.Retry)
 	case e.Retry > 0 && e.Retry < time.Millisecond:
@@ -111,6 +118,16 @@ func appendID(b []byte, id string) []byte {
 	return appendField(b, "id: ", id)
 }
 
+// Blank lines. One ends each event. Some clients dispatch a message at every blank
+// line, an empty one if there was no event, so none stands after a comment or a
+// reconnection time. But a client remembers an ID only at a blank line, so one
+// stands after an ID without an event too:
+//
+//   - in the first block of a stream, which tells the client its own ID;
+//   - where a Broker tells a client its place: at the end of CatchUp, with a
+//     keep-alive, and as it turns the client away;
+//   - after a published event with only Retry set, to which it assigned an ID.
+
 // appendBody appends all but the id field of an event that was checked.
 func (e Event) appendBody(b []byte) []byte {
 	if e.Type != "" {
@@ -120,13 +137,20 @@ func (e Event) appendBody(b []byte) []byte {
 		b = append(b, "retry: "...)
 		b = append(strconv.AppendInt(b, e.Retry.Milliseconds(), 10), '\n')
 	}
-	// Without a data field a browser drops the block, so an event with empty
-	// data has one too, and only the lone reconnection time has none.
-	if e.Retry == 0 || e.ID != "" || e.Type != "" || e.Data != "" {
-		b = appendLines(b, "data: ", e.Data)
+	if e.isRetry() {
+		return b
 	}
-	return append(b, '\n')
+	// Without a data field a browser drops the block, so an event with empty
+	// data has one too.
+	data := e.Data
+	if !utf8.ValidString(data) {
+		data = toUTF8([]byte(data))
+	}
+	return append(appendLines(b, "data: ", data), '\n')
 }
+
+// isRetry reports whether e is a reconnection time and nothing else.
+func (e Event) isRetry() bool { return e.Retry != 0 && e == (Event{Retry: e.Retry}) }
 
 func appendField(b []byte, field, value string) []byte {
 	b = append(b, field...)

@@ -370,6 +370,7 @@ func ExampleNewWriter() {
 	again.Body.Close()
 	fmt.Println(again.Status)
 	// Output:
+	// :
 	// data: once
 	//
 	// data: upon
@@ -385,22 +386,26 @@ func ExampleNewWriter() {
 	// 204 No Content
 }
 
-// Serve sends what comes from a channel, and keeps the connection alive while
-// nothing does.
+// Serve sends what a function yields, and keeps the connection alive while it yields
+// nothing. A browser reconnects whenever its stream ends; ErrEnded stops it for good.
 func ExampleServe() {
-	handler := func(w http.ResponseWriter, r *http.Request) {
-		events := make(chan sse.Event)
-		go func() {
-			defer close(events)
+	count := func(ctx context.Context) iter.Seq2[sse.Event, error] {
+		return func(yield func(sse.Event, error) bool) {
 			for step := range 3 {
 				select {
-				case events <- sse.Event{Data: fmt.Sprintf("step %d of 3", step+1)}:
-				case <-r.Context().Done():
+				case <-time.After(10 * time.Millisecond): // some work
+				case <-ctx.Done(): // the client has left
+					return
+				}
+				if !yield(sse.Event{Data: fmt.Sprintf("step %d of 3", step+1)}, nil) {
 					return
 				}
 			}
-		}()
-		sse.Serve(w, r, events)
+			yield(sse.Event{}, sse.ErrEnded)
+		}
+	}
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		sse.Serve(w, r, count(r.Context()))
 	}
 	srv := httptest.NewServer(http.HandlerFunc(handler))
 	defer srv.Close()
@@ -410,13 +415,62 @@ func ExampleServe() {
 		log.Fatal(err)
 	}
 	defer resp.Body.Close()
+	events := sse.NewDecoder(resp.Body)
+	for ev := range events.All() {
+		fmt.Printf("%q %q\n", ev.Type, ev.Data)
+	}
+
+	again, err := http.Get(srv.URL + "?lastEventId=" + events.LastEventID())
+	if err != nil {
+		log.Fatal(err)
+	}
+	again.Body.Close()
+	fmt.Println(again.Status)
+	// Output:
+	// "" "step 1 of 3"
+	// "" "step 2 of 3"
+	// "" "step 3 of 3"
+	// "end" ""
+	// 204 No Content
+}
+
+// A channel is served with a select, in which the client's leaving is a case too.
+func ExampleServe_channel() {
+	ticks := make(chan sse.Event)
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		sse.Serve(w, r, func(yield func(sse.Event, error) bool) {
+			for {
+				select {
+				case ev, ok := <-ticks:
+					if !ok || !yield(ev, nil) {
+						return
+					}
+				case <-r.Context().Done():
+					return
+				}
+			}
+		})
+	}
+	srv := httptest.NewServer(http.HandlerFunc(handler))
+	defer srv.Close()
+
+	resp, err := http.Get(srv.URL)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer resp.Body.Close()
+	go func() {
+		defer close(ticks)
+		for _, tick := range []string{"tick", "tock"} {
+			ticks <- sse.Event{Data: tick}
+		}
+	}()
 	for ev := range sse.NewDecoder(resp.Body).All() {
 		fmt.Println(ev.Data)
 	}
 	// Output:
-	// step 1 of 3
-	// step 2 of 3
-	// step 3 of 3
+	// tick
+	// tock
 }
 
 func ExampleJSON() {

@@ -39,10 +39,9 @@
 package sse
 
 import (
-	"cmp"
 	"errors"
+	"iter"
 	"net/http"
-	"time"
 )
 
 // Errors returned when a stream ends or an event is refused. Test for them with
@@ -56,6 +55,10 @@ var (
 	// ErrTooSlow is returned by [Broker.Serve], [Serve] and the methods of [Writer]
 	// when the client did not take a write within WriteTimeout and was cut off.
 	ErrTooSlow = errors.New("sse: client too slow")
+
+	// ErrEnded is returned by [Serve] when the stream has finished for good: the
+	// sequence yielded it, or the client came back after the end.
+	ErrEnded = errors.New("sse: stream has ended for good")
 
 	// ErrClosed is returned by all methods of a [Broker] that publish, serve or
 	// subscribe when Shutdown has been called.
@@ -88,65 +91,92 @@ func LastEventID(r *http.Request) string {
 	return r.URL.Query().Get("lastEventId")
 }
 
-// maxTogether is the most events that leave in one flush.
-const maxTogether = 64
+// Earliest stands for the place before the oldest event in the history of a
+// [Broker], as the ID of the last event that a client has seen. No event can have
+// this ID.
+const Earliest = "earliest"
 
-// Serve streams events to one client, with a keep-alive comment after every 15
-// seconds in which it got nothing, until the channel is closed, and then
-// returns nil. It blocks, as handlers do. Events that wait in the channel leave
-// together in one flush.
+// Serve streams events to one client and blocks until the sequence has ended:
 //
-// It returns earlier with an error that wraps [ErrClientLeft] or [ErrTooSlow],
-// with an error as [NewWriter] returns it, or with that of an event that cannot
-// be sent. Nobody receives from the channel after that: a sender selects on
-// r.Context().Done() as well. The answer to HEAD is the headers alone.
-func Serve(w http.ResponseWriter, r *http.Request, events <-chan Event) error {
-	out, err := NewWriter(w, r)
-	if err != nil || r.Method == http.MethodHead {
+//	err := sse.Serve(w, r, answer(r.Context(), r.FormValue("prompt")))
+//
+// Each event is flushed by itself. While the sequence is silent, the client is sent
+// a comment every 15 seconds. The headers are those of [NewWriter], and come with
+// the first bytes at once. The answer to HEAD is the headers alone.
+//
+// A sequence that just ends, ends the stream, and an EventSource comes back for
+// more after its reconnection time. A sequence that yields [ErrEnded] last ends
+// the stream for good. The client is then sent an event of type "end" with empty
+// data and a reserved ID, on which a page closes its EventSource:
+//
+//	source.addEventListener("end", () => source.close())
+//
+// A GET or HEAD that brings this ID, from a page that did not, is answered 204,
+// which stops an EventSource, and the sequence is not run. The response to any other method
+// than GET ends without that event, because its client does not come back.
+//
+// After any other error, and after an event that cannot be sent, the stream is cut:
+// the client sees it broken off, and not finished. Only over HTTP/1.0, or where no
+// write deadline can be set, it looks the same. The first block of the stream
+// repeats the request's Last-Event-ID header as an ID, so that a browser keeps its
+// place if it is cut off before the first event.
+//
+// Serve returns nil when the sequence has ended, [ErrEnded] when it has ended for
+// good, and otherwise why the stream was cut short: an error that wraps
+// [ErrClientLeft] or [ErrTooSlow], the error that the sequence yielded, that of
+// an event that cannot be sent, or [http.ErrNotSupported] as for NewWriter.
+//
+// Serve cannot interrupt the sequence. One that does not watch r.Context() holds
+// the handler until it yields next, though the client has left. This one yields
+// what comes from a channel:
+//
+//	func(yield func(sse.Event, error) bool) {
+//		for {
+//			select {
+//			case ev, ok := <-events:
+//				if !ok || !yield(ev, nil) {
+//					return
+//				}
+//			case <-r.Context().Done():
+//				return
+//			}
+//		}
+//	}
+//
+// Nobody receives from the channel after that, so its senders must also select on
+// r.Context().Done().
+func Serve(w http.ResponseWriter, r *http.Request, events iter.Seq2[Event, error]) error {
+	if answerEnded(w, r) {
+		return ErrEnded
+	}
+	out := newWriter(w, r, 0)
+	if err := out.open(r, firstBlock(r.Header.Get("Last-Event-ID"))); err != nil || r.Method == http.MethodHead {
 		return err
 	}
-	defer out.setReadDeadline()
-	keepAlive := time.NewTimer(defaultKeepAlive)
-	defer keepAlive.Stop()
-	var together []Event
-	for {
-		select {
-		case <-r.Context().Done():
-			return leftError(r.Context())
-		case <-keepAlive.C:
-			err = out.keepAlive()
-		case e, open := <-events:
-			if !open {
-				return nil
-			}
-			together = receive(append(together[:0], e), events)
-			for i, e := range together {
-				if refused := e.check(); refused != nil {
-					return cmp.Or(out.Send(together[:i]...), refused)
-				}
-			}
-			err = out.Send(together...)
-			clear(together) // or it would keep them until others come
-		}
-		if err != nil {
-			return err
-		}
-		keepAlive.Reset(defaultKeepAlive)
+	out.liftReadDeadline()
+	defer out.finish()
+	defer out.keepAlive(defaultKeepAlive)()
+	reason := r.Context().Err()
+	if reason != nil {
+		return out.close(reason, false)
 	}
+	for ev, err := range events {
+		if reason = err; reason == nil {
+			reason = out.Send(ev)
+		}
+		if reason != nil {
+			break
+		}
+	}
+	return out.close(reason, r.Method == http.MethodGet)
 }
 
-// receive appends to together what waits in events, without blocking.
-func receive(together []Event, events <-chan Event) []Event {
-	for len(together) < maxTogether {
-		select {
-		case e, open := <-events:
-			if !open {
-				return together
-			}
-			together = append(together, e)
-		default:
-			return together
-		}
+// firstBlock returns what a stream of one client begins with: the ID that the
+// client brought in the header, or a comment. One that came by the query is not
+// repeated: any site can link to it, and the client has no other to lose.
+func firstBlock(id string) []byte {
+	if id == "" || (Event{ID: id}).check() != nil {
+		return []byte(keepAliveFrame)
 	}
-	return together
+	return append(appendID(nil, id), '\n')
 }

@@ -79,29 +79,66 @@ func TestLastEventIDReturns(t *testing.T) {
 	}
 }
 
+// received is the sequence of what is sent to events until the channel is closed or
+// ctx has ended, as Serve's documentation has it.
+func received(ctx context.Context, events <-chan Event) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		for {
+			select {
+			case ev, ok := <-events:
+				if !ok || !yield(ev, nil) {
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
+}
+
+// sequence yields the events, and then err if it is not nil.
+func sequence(err error, events ...Event) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		for _, ev := range events {
+			if !yield(ev, nil) {
+				return
+			}
+		}
+		if err != nil {
+			yield(Event{}, err)
+		}
+	}
+}
+
+// unwanted fails the test if it is run.
+func unwanted(t *testing.T) iter.Seq2[Event, error] {
+	return func(func(Event, error) bool) { t.Error("the sequence was run") }
+}
+
 func TestServe(t *testing.T) {
 	eachWireProtocol(t, func(t *testing.T, protocol string) {
 		events := make(chan Event)
 		errs := make(chan error, 1)
 		srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
-			errs <- Serve(w, r, events)
+			errs <- Serve(w, r, received(r.Context(), events))
 		}, shortTimeouts)
 		client := openWireStream(t, srv, "GET", nil)
-		wantHeaders(t, client.response, http.StatusOK, map[string]string{"Content-Type": "text/event-stream"})
+		wantHeaders(t, client.response, http.StatusOK, map[string]string{"Content-Type": "text/event-stream; charset=utf-8"})
 
+		client.want(":\n")
 		time.Sleep(15*time.Second - 1)
 		client.want("")
 		time.Sleep(1 * time.Nanosecond)
-		client.want(":\n\n")
+		client.want(":\n")
 		time.Sleep(10 * time.Second)
 		events <- Event{ID: "1", Data: "a"}
 		client.want("id: 1\ndata: a\n\n")
 		time.Sleep(15*time.Second - 1) // the event has put the keep-alive off
 		client.want("")
 		time.Sleep(1 * time.Nanosecond)
-		client.want(":\n\n")
+		client.want(":\n")
 		time.Sleep(15 * time.Second)
-		client.want(":\n\n")
+		client.want(":\n")
 		close(events)
 		client.want("")
 		client.wantEnd()
@@ -113,10 +150,10 @@ func TestServeWhenClientLeaves(t *testing.T) {
 	eachWireProtocol(t, func(t *testing.T, protocol string) {
 		errs := make(chan error, 1)
 		srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
-			errs <- Serve(w, r, nil)
+			errs <- Serve(w, r, received(r.Context(), nil))
 		})
 		client := openWireStream(t, srv, "GET", nil)
-		client.want("")
+		client.want(":\n")
 		left := time.Now()
 		client.leave()
 		if err := <-errs; !errors.Is(err, ErrClientLeft) || !errors.Is(err, context.Canceled) {
@@ -128,13 +165,24 @@ func TestServeWhenClientLeaves(t *testing.T) {
 	})
 }
 
+// The context's cause is the reason, whatever a sequence that watches it yields. One
+// that has ended before is no reason to run the sequence.
 func TestServeWhenContextEnds(t *testing.T) {
 	revoked := errors.New("access revoked")
-	ctx, cancel := context.WithCancelCause(t.Context())
-	cancel(revoked)
-	err := Serve(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil).WithContext(ctx), nil)
-	if !errors.Is(err, ErrClientLeft) || !errors.Is(err, revoked) {
-		t.Errorf("got %v, want %v and %v", err, ErrClientLeft, revoked)
+	for _, yields := range []error{nil, errors.New("of the sequence")} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		events := func(yield func(Event, error) bool) {
+			cancel(revoked)
+			sequence(yields)(yield)
+		}
+		err := Serve(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil).WithContext(ctx), events)
+		if !errors.Is(err, ErrClientLeft) || !errors.Is(err, revoked) {
+			t.Errorf("%v yielded: got %v, want %v and %v", yields, err, ErrClientLeft, revoked)
+		}
+		err = Serve(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil).WithContext(ctx), unwanted(t))
+		if !errors.Is(err, ErrClientLeft) || !errors.Is(err, revoked) {
+			t.Errorf("ended before: got %v, want %v and %v", err, ErrClientLeft, revoked)
+		}
 	}
 }
 
@@ -143,7 +191,7 @@ func TestServeStalledClient(t *testing.T) {
 		events := make(chan Event)
 		errs := make(chan error, 1)
 		srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
-			errs <- Serve(w, r, events)
+			errs <- Serve(w, r, received(r.Context(), events))
 		})
 		openStalledWireStream(t, srv)
 		began := time.Now()
@@ -163,80 +211,393 @@ func TestServeStalledClient(t *testing.T) {
 	})
 }
 
-// Events that wait together leave in one flush, if they are not too many.
-func TestServeTogether(t *testing.T) {
+// A client that stalls while the sequence is silent is noticed by a keep-alive, and
+// that is the reason.
+func TestServeStalledSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const n = maxTogether + 36
-		events := make(chan Event, n)
-		for i := range n {
-			events <- Event{Data: strconv.Itoa(i)}
+		errs := make(chan error, 1)
+		srv := newWireServer(t, "HTTP/1.1", func(w http.ResponseWriter, r *http.Request) {
+			errs <- Serve(w, r, received(r.Context(), nil))
+		})
+		began := time.Now()
+		io.WriteString(srv.dial(t), "GET / HTTP/1.1\r\nHost: test\r\n\r\n") // and reads nothing
+		err := <-errs
+		if took := time.Since(began); !errors.Is(err, ErrTooSlow) || took != 10*time.Second {
+			t.Errorf("first block: got %v after %v, want %v after 10s", err, took, ErrTooSlow)
 		}
-		close(events)
-		w := &wireTape{}
-		wireCheck(t, Serve(w, httptest.NewRequest("GET", "/", nil), events))
-		text := func(from, to int) string {
-			var b strings.Builder
-			for i := from; i < to; i++ {
-				fmt.Fprintf(&b, "data: %d\n\n", i)
-			}
-			return fmt.Sprintf("write %q", b.String())
+		conn := srv.dial(t)
+		io.WriteString(conn, "GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+		began = time.Now()
+		for read := ""; !strings.HasSuffix(read, ":\n\r\n"); {
+			var b [1]byte
+			_, err := io.ReadFull(conn, b[:])
+			wireCheck(t, err)
+			read += string(b[:])
 		}
-		w.want(t, "events",
-			"deadline 10s", "status 200", "flush", "deadline off", "read deadline off",
-			"deadline 10s", text(0, maxTogether), "flush", "deadline off",
-			"deadline 10s", text(maxTogether, n), "flush", "deadline off")
+		err = <-errs
+		if took := time.Since(began); !errors.Is(err, ErrTooSlow) || took != 25*time.Second {
+			t.Errorf("keep-alive: got %v after %v, want %v after 25s", err, took, ErrTooSlow)
+		}
 	})
 }
 
-// What was sent before an event that is refused reaches the client, whether
-// the two were received together or not.
+func TestServeFlushesEachEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &wireTape{}
+		wireCheck(t, Serve(w, httptest.NewRequest("GET", "/", nil), sequence(nil, Event{Data: "a"}, Event{Data: "b"})))
+		w.want(t, "events",
+			"deadline 10s", "status 200", "deadline 10s", `write ":\n"`, "flush", "deadline off", "read deadline off",
+			"deadline 10s", `write "data: a\n\n"`, "flush", "deadline off",
+			"deadline 10s", `write "data: b\n\n"`, "flush", "deadline off",
+			"deadline 10s") // for the last chunk
+	})
+}
+
+// What was sent before an event that is refused reaches the client.
 func TestServeRefusedEvent(t *testing.T) {
-	for _, size := range []int{0, 9} {
-		synctest.Test(t, func(t *testing.T) {
-			events := make(chan Event, size)
-			go func() {
-				for _, e := range []Event{{Data: "a"}, {Data: "b"}, {ID: "\n"}} {
-					events <- e
-				}
-			}()
-			synctest.Wait()
-			w := httptest.NewRecorder()
-			err := Serve(w, httptest.NewRequest("GET", "/", nil), events)
-			const want = `sse: event ID "\n" contains a control character`
-			if err == nil || err.Error() != want {
-				t.Errorf("channel of %d: got %v, want %s", size, err, want)
-			}
-			if got, want := w.Body.String(), "data: a\n\ndata: b\n\n"; got != want {
-				t.Errorf("channel of %d: got %q, want %q", size, got, want)
-			}
-		})
+	w := httptest.NewRecorder()
+	events := []Event{{Data: "a"}, {Data: "b"}, {ID: "\n"}, {Data: "c"}}
+	err := Serve(w, httptest.NewRequest("GET", "/", nil), sequence(nil, events...))
+	const want = `sse: event ID "\n" contains a control character`
+	if err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
 	}
-	// If that fails, it is the reason.
-	events := make(chan Event, 2)
-	events <- Event{Data: "a"}
-	events <- Event{ID: "\n"}
-	err := Serve(&wireTape{writeError: io.ErrClosedPipe}, httptest.NewRequest("GET", "/", nil), events)
-	if !errors.Is(err, ErrClientLeft) {
-		t.Errorf("got %v, want ErrClientLeft", err)
+	if got, want := w.Body.String(), ":\ndata: a\n\ndata: b\n\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 
 func TestServeHEAD(t *testing.T) {
-	events := make(chan Event, 1)
-	events <- Event{Data: "a"}
 	w := &wireTape{}
-	wireCheck(t, Serve(w, httptest.NewRequest("HEAD", "/", nil), events))
+	wireCheck(t, Serve(w, httptest.NewRequest("HEAD", "/", nil), unwanted(t)))
 	w.want(t, "HEAD", "status 200")
-	if len(events) != 1 {
-		t.Errorf("got %d events left, want 1", len(events))
-	}
 }
 
 func TestServeThatCannotFlush(t *testing.T) {
 	w := httptest.NewRecorder()
-	err := Serve(wireOpaque{w}, httptest.NewRequest("GET", "/", nil), nil)
+	err := Serve(wireOpaque{w}, httptest.NewRequest("GET", "/", nil), unwanted(t))
 	if !errors.Is(err, http.ErrNotSupported) || w.Code != http.StatusInternalServerError {
 		t.Errorf("got %v, status %d, want %v, status 500", err, w.Code, http.ErrNotSupported)
+	}
+}
+
+// A browser that is cut off before the first event keeps its place. What any link
+// may bring is not repeated.
+func TestServeRepeatsTheLastEventID(t *testing.T) {
+	for _, tt := range []struct{ header, query, want string }{
+		{"7", "", "id: 7\n\n"},
+		{"7", "?lastEventId=8", "id: 7\n\n"},
+		{"ü", "", "id: ü\n\n"},
+		{"", "?lastEventId=8", ":\n"},
+		{"", "", ":\n"},
+		{"a\nid: b", "", ":\n"},
+		{"a\xff", "", ":\n"},
+		{strings.Repeat("x", 1025), "", ":\n"},
+		{Earliest, "", ":\n"},
+	} {
+		w := httptest.NewRecorder()
+		r := httptest.NewRequest("GET", "/"+tt.query, nil)
+		if tt.header != "" {
+			r.Header.Set("Last-Event-ID", tt.header)
+		}
+		wireCheck(t, Serve(w, r, sequence(nil)))
+		if got := w.Body.String(); got != tt.want {
+			t.Errorf("header %q, query %q: got %q, want %q", tt.header, tt.query, got, tt.want)
+		}
+	}
+}
+
+// A stream of one client is finite: one that broke must not look finished, on any
+// protocol that can show it, and what was sent before arrives.
+func TestBrokenStreamLooksBroken(t *testing.T) {
+	broken := errors.New("the database is gone")
+	a := Event{Data: "a"}
+	for _, tt := range []struct {
+		name   string
+		handle func(w http.ResponseWriter, r *http.Request) error
+		want   error // of Serve
+	}{
+		{"NewWriter, panic", func(w http.ResponseWriter, r *http.Request) error {
+			out, _ := NewWriter(w, r)
+			out.Send(a)
+			panic(http.ErrAbortHandler)
+		}, nil},
+		{"Serve, panic", func(w http.ResponseWriter, r *http.Request) error {
+			return Serve(w, r, func(yield func(Event, error) bool) {
+				yield(a, nil)
+				panic(http.ErrAbortHandler)
+			})
+		}, nil},
+		{"Serve, Goexit", func(w http.ResponseWriter, r *http.Request) error {
+			return Serve(w, r, func(yield func(Event, error) bool) {
+				yield(a, nil)
+				runtime.Goexit()
+			})
+		}, nil},
+		{"Serve, error", func(w http.ResponseWriter, r *http.Request) error {
+			return Serve(w, r, sequence(broken, a))
+		}, broken},
+		{"Serve, error after an hour", func(w http.ResponseWriter, r *http.Request) error {
+			return Serve(w, r, func(yield func(Event, error) bool) {
+				yield(a, nil)
+				time.Sleep(time.Hour + time.Second)
+				yield(Event{}, broken)
+			})
+		}, broken},
+		{"Serve, refused event", func(w http.ResponseWriter, r *http.Request) error {
+			err := Serve(w, r, sequence(nil, a, Event{ID: "\n"}))
+			if err != nil && strings.HasPrefix(err.Error(), "sse: event ID") {
+				err = broken
+			}
+			return err
+		}, broken},
+		{"Serve, context of the program's", func(w http.ResponseWriter, r *http.Request) error {
+			ctx, cancel := context.WithCancelCause(r.Context())
+			return Serve(w, r.WithContext(ctx), func(yield func(Event, error) bool) {
+				yield(a, nil)
+				cancel(broken)
+			})
+		}, broken},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			eachWireProtocol(t, func(t *testing.T, protocol string) {
+				errs := make(chan error, 1)
+				srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
+					if r.URL.Path == "/other" {
+						wireCheck(t, Serve(w, r, sequence(nil, a)))
+						return
+					}
+					errs <- tt.handle(w, r)
+				})
+				client := openWireStream(t, srv, "GET", nil)
+				time.Sleep(2 * time.Hour)
+				if text := strings.ReplaceAll(client.text(), ":\n", ""); text != "data: a\n\n" {
+					t.Errorf("got %q, want what was sent before", client.text())
+				}
+				client.mu.Lock()
+				if looksFinished := client.err == io.EOF; client.err == nil || looksFinished != (protocol == "HTTP/1.0") {
+					t.Errorf("got %v as the stream's end", client.err)
+				}
+				client.mu.Unlock()
+				if tt.want != nil {
+					if err := <-errs; !errors.Is(err, tt.want) {
+						t.Errorf("Serve: got %v, want %v", err, tt.want)
+					}
+				}
+				// What else the connection carries goes on.
+				if strings.HasPrefix(protocol, "HTTP/2") {
+					srv.URL += "/other"
+					client := openWireStream(t, srv, "GET", nil)
+					client.want(":\ndata: a\n\n")
+					client.wantEnd()
+					if srv.dials != 1 {
+						t.Errorf("got %d connections, want 1", srv.dials)
+					}
+				}
+			})
+		})
+	}
+}
+
+// No deadline is left on the connection, which serves other requests after the
+// stream has finished.
+func TestServeLeavesTheConnection(t *testing.T) {
+	eachWireProtocol(t, func(t *testing.T, protocol string) {
+		if protocol == "HTTP/1.0" {
+			return
+		}
+		const pause = 20 * time.Second // longer than any deadline
+		srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == "POST" {
+				io.ReadFull(r.Body, make([]byte, 1)) // and not the rest
+			}
+			events := sequence(nil, Event{Data: "a"})
+			if r.Method == "HEAD" {
+				events = sequence(ErrEnded)
+			}
+			Serve(w, r, func(yield func(Event, error) bool) {
+				time.Sleep(pause)
+				events(yield)
+			})
+		})
+		for i, wait := range []time.Duration{0, time.Second, defaultWriteTimeout, time.Hour} {
+			for _, method := range []string{"GET", "POST", "HEAD"} {
+				time.Sleep(wait)
+				var body io.Reader
+				want := ":\n:\ndata: a\n\n"
+				switch method {
+				case "POST":
+					body = strings.NewReader("why?")
+				case "HEAD":
+					want = ""
+				}
+				client := openWireStream(t, srv, method, body)
+				time.Sleep(pause)
+				client.want(want)
+				client.wantEnd()
+				if srv.dials != 1 {
+					t.Fatalf("%s, round %d: got %d connections, want 1", method, i, srv.dials)
+				}
+			}
+		}
+	})
+}
+
+// However the sequence ends, nothing is written after that, and what is being
+// written then is waited for: the handler may return, or the panic go on.
+func TestServeStopsItsKeepAlives(t *testing.T) {
+	for name, end := range map[string]func(){
+		"return": func() {},
+		"panic":  func() { panic("of the sequence") },
+		"Goexit": runtime.Goexit,
+	} {
+		for _, silence := range []time.Duration{14 * time.Second, 15 * time.Second, 16 * time.Second} {
+			t.Run(fmt.Sprint(name, " after ", silence), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := &wireTape{}
+					ended := make(chan time.Time, 1)
+					began := time.Now()
+					go func() {
+						defer func() {
+							recover()
+							w.note("end")
+							ended <- time.Now()
+						}()
+						Serve(w, httptest.NewRequest("GET", "/", nil), func(yield func(Event, error) bool) {
+							w.duringFlush = func() { time.Sleep(5 * time.Second) } // of the keep-alive
+							time.Sleep(silence)
+							end()
+						})
+					}()
+					want := silence
+					if silence >= 15*time.Second {
+						want = 20 * time.Second
+					}
+					if got := (<-ended).Sub(began); got != want && (silence != 15*time.Second || got != silence) {
+						t.Errorf("Serve ended after %v, want %v", got, want)
+					}
+					time.Sleep(time.Hour)
+					synctest.Wait()
+					if last := w.tape[len(w.tape)-1]; last != "end" {
+						t.Errorf("got %q, want nothing after the end", w.tape)
+					}
+				})
+			})
+		}
+	}
+}
+
+// A keep-alive never stands within an event, however long that takes.
+func TestServeKeepsEventsWhole(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		large := Event{Data: strings.Repeat("x", 1<<20)}
+		srv := newWireServer(t, "HTTP/1.1", func(w http.ResponseWriter, r *http.Request) {
+			wireCheck(t, Serve(w, r, sequence(nil, large, large)))
+		})
+		conn := srv.dial(t)
+		io.WriteString(conn, "GET / HTTP/1.0\r\n\r\n")
+		began := time.Now()
+		var read bytes.Buffer
+		for {
+			if _, err := io.CopyN(&read, conn, 8<<10); err != nil {
+				break
+			}
+			time.Sleep(time.Second)
+		}
+		_, body, _ := strings.Cut(read.String(), "\r\n\r\n")
+		frame, _ := large.AppendText(nil)
+		if want := ":\n" + string(frame) + string(frame); body != want || time.Since(began) < 2*time.Minute {
+			t.Errorf("got %d bytes in %v with %d comments, want %d without any", len(body), time.Since(began), strings.Count(body, ":")-strings.Count(want, ":"), len(want))
+		}
+	})
+}
+
+// Middleware that panics costs one client and not the process.
+func TestServeSurvivesAPanicInAKeepAlive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &wireTape{}
+		err := Serve(w, httptest.NewRequest("GET", "/", nil), func(yield func(Event, error) bool) {
+			w.duringFlush = func() { panic("of middleware") }
+			time.Sleep(time.Minute)
+			w.duringFlush, w.tape = nil, nil
+			yield(Event{Data: "a"}, nil)
+		})
+		if err == nil || !strings.Contains(err.Error(), "panic: of middleware") {
+			t.Errorf("got %v, want the panic", err)
+		}
+		w.want(t, "after the panic", "deadline past")
+	})
+}
+
+// A stream that has finished for good says so, and nobody is streamed it again.
+func TestServeEnded(t *testing.T) {
+	eachWireProtocol(t, func(t *testing.T, protocol string) {
+		errs := make(chan error, 1)
+		wrapped := fmt.Errorf("the job is done: %w", ErrEnded)
+		srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body)
+			errs <- Serve(w, r, sequence(wrapped, Event{Data: "a"}))
+		})
+		for method, want := range map[string]string{"GET": ":\ndata: a\n\nid: sse-end\nevent: end\ndata: \n\n", "POST": ":\ndata: a\n\n"} {
+			client := openWireStream(t, srv, method, nil)
+			client.want(want)
+			client.wantEnd()
+			if err := <-errs; err != wrapped {
+				t.Errorf("%s: got %v, want %v", method, err, wrapped)
+			}
+		}
+	})
+	// If the client does not get that, it is no end.
+	err := Serve(&wireTape{}, httptest.NewRequest("GET", "/", nil), func(yield func(Event, error) bool) { yield(Event{}, ErrEnded) })
+	if err != ErrEnded {
+		t.Errorf("got %v, want %v", err, ErrEnded)
+	}
+	w := &wireTape{}
+	err = Serve(w, httptest.NewRequest("GET", "/", nil), func(yield func(Event, error) bool) {
+		w.writeError = io.ErrClosedPipe
+		yield(Event{}, ErrEnded)
+	})
+	if !errors.Is(err, ErrClientLeft) || errors.Is(err, ErrEnded) {
+		t.Errorf("got %v, want %v", err, ErrClientLeft)
+	}
+}
+
+func TestServeAnswersOneThatComesAfterTheEnd(t *testing.T) {
+	for _, tt := range []struct {
+		method, header, query string
+		status                int
+	}{
+		{"GET", "sse-end", "", 204},
+		{"HEAD", "sse-end", "", 204},
+		{"GET", "", "?lastEventId=sse-end", 204},
+		{"HEAD", "", "?lastEventId=sse-end", 204},
+		{"GET", "7", "?lastEventId=sse-end", 200}, // the page's address stays as it was
+		{"GET", "sse-en", "", 200},
+		{"POST", "sse-end", "", 200},
+	} {
+		for _, wrap := range []func(w http.ResponseWriter) http.ResponseWriter{
+			func(w http.ResponseWriter) http.ResponseWriter { return w },
+			func(w http.ResponseWriter) http.ResponseWriter { return wireOpaque{w} }, // 204 needs no flush
+		} {
+			w := httptest.NewRecorder()
+			r := httptest.NewRequest(tt.method, "/"+tt.query, nil)
+			if tt.header != "" {
+				r.Header.Set("Last-Event-ID", tt.header)
+			}
+			w.Header().Set("Cache-Control", "public")
+			ran := false
+			err := Serve(wrap(w), r, func(func(Event, error) bool) { ran = true })
+			if tt.status == 204 {
+				if err != ErrEnded || ran || w.Code != 204 || w.Body.Len() > 0 {
+					t.Errorf("%+v: got %v, sequence run: %v, status %d, body %q", tt, err, ran, w.Code, w.Body)
+				}
+				if got := w.Header()["Cache-Control"]; !slices.Equal(got, []string{"no-store"}) {
+					t.Errorf("%+v: got Cache-Control %q, want no-store alone", tt, got)
+				}
+			} else if w.Code == 204 || err == ErrEnded {
+				t.Errorf("%+v: got %v, status %d", tt, err, w.Code)
+			}
+		}
 	}
 }
 
@@ -257,10 +618,14 @@ func TestAppendText(t *testing.T) {
 		{"ID without data is dispatched", Event{ID: "7"}, "id: 7\ndata: \n\n"},
 		{"retry with a type is dispatched", Event{Type: "tick", Retry: time.Second}, "event: tick\nretry: 1000\ndata: \n\n"},
 		{"retry with an ID is dispatched", Event{ID: "7", Retry: time.Second}, "id: 7\nretry: 1000\ndata: \n\n"},
-		{"retry alone is no message", Event{Retry: time.Second}, "retry: 1000\n\n"},
-		{"retry is rounded down", Event{Retry: 1999 * time.Microsecond}, "retry: 1\n\n"},
-		{"shortest retry", Event{Retry: time.Millisecond}, "retry: 1\n\n"},
-		{"longest retry", Event{Retry: math.MaxInt64}, "retry: 9223372036854\n\n"},
+		{"retry alone is no message", Event{Retry: time.Second}, "retry: 1000\n"},
+		{"retry is rounded down", Event{Retry: 1999 * time.Microsecond}, "retry: 1\n"},
+		{"shortest retry", Event{Retry: time.Millisecond}, "retry: 1\n"},
+		{"longest retry", Event{Retry: math.MaxInt64}, "retry: 9223372036854\n"},
+		{"half a character", Event{Data: "a\xf0\x9f"}, "data: a\ufffd\n\n"},
+		{"the other half", Event{Data: "\x98\x80b"}, "data: \ufffd\ufffdb\n\n"},
+		{"half a character in a line", Event{Data: "\xe2\x82\n\xac\xe2\x82\r\nb"}, "data: \ufffd\ndata: \ufffd\ufffd\ndata: b\n\n"},
+		{"bytes that are no text", Event{Data: "\xff\xc0\xaf\xed\xa0\x80"}, "data: \ufffd\ufffd\ufffd\ufffd\ufffd\ufffd\n\n"},
 		{"LF", Event{Data: "a\nb"}, "data: a\ndata: b\n\n"},
 		{"CR", Event{Data: "a\rb"}, "data: a\ndata: b\n\n"},
 		{"CRLF", Event{Data: "a\r\nb"}, "data: a\ndata: b\n\n"},
@@ -312,8 +677,9 @@ func TestAppendTextRefuses(t *testing.T) {
 		{Event{Type: "a\x00b"}, `sse: event type "a\x00b" contains CR, LF or NUL`},
 		{Event{Type: x40 + x40 + "\n"}, `sse: event type "` + x40 + `"… contains CR, LF or NUL`},
 		{Event{Type: "\xc3"}, `sse: event type "\xc3" is not valid UTF-8`},
-		{Event{Data: "a\xffb"}, `sse: event data "a\xffb" is not valid UTF-8`},
-		{Event{Data: strings.Repeat(x40, 1000) + "\xff"}, `sse: event data "` + x40 + `"… is not valid UTF-8`},
+		{Event{ID: "sse-end"}, `sse: event ID "sse-end" is reserved`},
+		{Event{ID: "sse-end", Type: "end"}, `sse: event ID "sse-end" is reserved`},
+		{Event{ID: "earliest"}, `sse: event ID "earliest" is reserved`},
 		{Event{Retry: -time.Second}, `sse: event retry -1s is negative`},
 		{Event{Retry: 1}, `sse: event retry 1ns is under a millisecond`},
 		{Event{Retry: time.Millisecond - 1}, `sse: event retry 999.999µs is under a millisecond`},
@@ -363,7 +729,7 @@ func FuzzAppendText(f *testing.F) {
 			return
 		}
 		want := e
-		want.Data = normaliseNewlines(e.Data)
+		want.Data = decodeUTF8AsStandard([]byte(normaliseNewlines(e.Data)))
 		want.Retry = e.Retry.Truncate(time.Millisecond)
 		if got := parseEvent(id, string(e.appendBody(nil))); got != want {
 			t.Errorf("parseEvent: got %#v, want %#v", got, want)
@@ -373,12 +739,19 @@ func FuzzAppendText(f *testing.F) {
 			wants = []Event{{Data: "before"}, {Data: "after"}}
 		}
 		stream := slices.Concat([]byte("data: before\n\n"), frame, []byte("data: after\n\n"))
-		if got := decodeAsStandard(stream); !slices.Equal(got.events, wants) {
+		// A reconnection time is the stream's, and no event's.
+		equal := func(got []Event) bool {
+			return slices.EqualFunc(got, wants, func(a, b Event) bool {
+				a.Retry, b.Retry = 0, 0
+				return a == b
+			})
+		}
+		if got := decodeAsStandard(stream); !equal(got.events) {
 			t.Errorf("the standard's algorithm: got %#v, want %#v", got.events, wants)
 		}
 		d := NewDecoder(bytes.NewReader(stream))
 		d.MaxEventBytes = -1
-		if got := decodeAll(d); !slices.Equal(got.events, wants) || got.retry != want.Retry {
+		if got := decodeAll(d); !equal(got.events) || got.retry != want.Retry {
 			t.Errorf("Decoder: got %v, want %#v", got, wants)
 		}
 		if got := throughHeader(t, id); got != id {
@@ -716,15 +1089,17 @@ func TestWriterBeginsAtOnce(t *testing.T) {
 		})
 		client := openWireStream(t, srv, "GET", nil)
 		wantHeaders(t, client.response, http.StatusOK, map[string]string{
-			"Content-Type":      "text/event-stream",
-			"Cache-Control":     "no-cache, no-transform",
-			"X-Accel-Buffering": "no",
-			"Content-Length":    "",
+			"Content-Type":           "text/event-stream; charset=utf-8",
+			"Cache-Control":          "no-cache, no-transform",
+			"X-Accel-Buffering":      "no",
+			"X-Content-Type-Options": "nosniff",
+			"Content-Length":         "",
+			"Connection":             "",
 		})
-		if client.response.TransferEncoding != nil {
-			t.Error("the stream is in chunks")
+		if chunks := client.response.TransferEncoding != nil; chunks != strings.HasPrefix(protocol, "HTTP/1.1") {
+			t.Errorf("in chunks: got %v", chunks)
 		}
-		client.want("")
+		client.want(":\n") // the first byte, for proxies that wait for one
 		for _, text := range []string{"a", "b"} {
 			time.Sleep(time.Minute)
 			client.want("data: " + text + "\n\n")
@@ -736,7 +1111,8 @@ func TestWriterBeginsAtOnce(t *testing.T) {
 
 func TestWriterKeepsHeaders(t *testing.T) {
 	set := http.Header{
-		"Content-Type":                {"text/event-stream; charset=utf-8"},
+		"Content-Type":                {"text/event-stream"},
+		"X-Content-Type-Options":      nil,
 		"Cache-Control":               {"no-store"},
 		"X-Accel-Buffering":           nil, // not to be sent at all
 		"Access-Control-Allow-Origin": {"https://example.com"},
@@ -764,7 +1140,7 @@ func TestWriterIntoRecorder(t *testing.T) {
 	}
 	wireCheck(t, out.Send(Event{Data: "a"}, Event{Type: "b"}))
 	wireCheck(t, out.Comment("c"))
-	if got, want := w.Body.String(), "data: a\n\nevent: b\ndata: \n\n: c\n\n"; got != want {
+	if got, want := w.Body.String(), ":\ndata: a\n\nevent: b\ndata: \n\n: c\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
@@ -782,9 +1158,10 @@ func TestWriterAnswersHEAD(t *testing.T) {
 		})
 		client := openWireStream(t, srv, "HEAD", nil)
 		wantHeaders(t, client.response, http.StatusOK, map[string]string{
-			"Content-Type":      "text/event-stream",
-			"Cache-Control":     "no-cache, no-transform",
-			"X-Accel-Buffering": "no",
+			"Content-Type":           "text/event-stream; charset=utf-8",
+			"Cache-Control":          "no-cache, no-transform",
+			"X-Accel-Buffering":      "no",
+			"X-Content-Type-Options": "nosniff",
 		})
 		client.wantEnd()
 	})
@@ -814,7 +1191,7 @@ func TestWriterAnswersPOST(t *testing.T) {
 			}, shortTimeouts)
 			client := openWireStream(t, srv, "POST", strings.NewReader("why?"))
 			time.Sleep(time.Minute)
-			client.want("data: " + answer + "\n\n")
+			client.want(":\ndata: " + answer + "\n\n")
 			client.leave()
 			if err := <-errs; !errors.Is(err, ErrClientLeft) {
 				t.Errorf("got %v, want %v", err, ErrClientLeft)
@@ -912,7 +1289,7 @@ func TestWriterOutlivesServerTimeouts(t *testing.T) {
 				for range 2 {
 					client := openWireStream(t, srv, "GET", nil)
 					time.Sleep(45 * time.Second)
-					client.want("data: a\n\ndata: b\n\ndata: c\n\n: d\n\n")
+					client.want(":\ndata: a\n\ndata: b\n\ndata: c\n\n: d\n")
 					time.Sleep(5 * time.Second)
 					client.wantEnd()
 				}
@@ -931,13 +1308,13 @@ func TestWriterFlushesOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &wireTape{}
 		out := begin(t, w, httptest.NewRequest("GET", "/", nil))
-		w.want(t, "headers", "deadline 10s", "status 200", "flush", "deadline off", "read deadline off")
+		w.want(t, "headers", "deadline 10s", "status 200", "deadline 10s", `write ":\n"`, "flush", "deadline off", "read deadline off")
 		time.Sleep(time.Hour)
 
 		wireCheck(t, out.Send(Event{Data: "a"}, Event{Data: "b"}, Event{Data: "c"}))
 		w.want(t, "several events", "deadline 10s", `write "data: a\n\ndata: b\n\ndata: c\n\n"`, "flush", "deadline off")
 		wireCheck(t, out.Comment("d"))
-		w.want(t, "comment", "deadline 10s", `write ": d\n\n"`, "flush", "deadline off")
+		w.want(t, "comment", "deadline 10s", `write ": d\n"`, "flush", "deadline off")
 		out.WriteTimeout = 3 * time.Second
 		wireCheck(t, out.Send(Event{Data: large}))
 		w.want(t, "large event", "deadline 3s", "write 65536", "deadline 3s", `write "xxxxxx\n\n"`, "flush", "deadline off")
@@ -956,20 +1333,21 @@ func TestWriterFlushesOnce(t *testing.T) {
 func TestWriterWithoutDeadlines(t *testing.T) {
 	w := &wireTape{noDeadlines: true}
 	out := begin(t, w, httptest.NewRequest("GET", "/", nil))
-	w.want(t, "headers", "deadline refused", "status 200", "flush", "read deadline refused")
+	w.want(t, "headers", "deadline refused", "status 200", `write ":\n"`, "flush", "read deadline refused")
 	wireCheck(t, out.Send(Event{Data: "a"}))
 	w.want(t, "send", `write "data: a\n\n"`, "flush")
 }
 
 func TestWriterComment(t *testing.T) {
 	for _, tt := range []struct{ text, want string }{
-		{"", ": \n\n"},
-		{"hello", ": hello\n\n"},
-		{"a\nb\rc\r\nd\n", ": a\n: b\n: c\n: d\n: \n\n"},
-		{"x\n\ndata: forged\n\n", ": x\n: \n: data: forged\n: \n: \n\n"},
+		{"", ": \n"},
+		{"hello", ": hello\n"},
+		{"a\nb\rc\r\nd\n", ": a\n: b\n: c\n: d\n: \n"},
+		{"x\n\ndata: forged\n\n", ": x\n: \n: data: forged\n: \n: \n"},
 	} {
 		w := httptest.NewRecorder()
 		out := begin(t, w, httptest.NewRequest("GET", "/", nil))
+		w.Body.Reset() // what comes with the headers
 		wireCheck(t, out.Comment(tt.text))
 		if got := w.Body.String(); got != tt.want {
 			t.Errorf("%q: got %q, want %q", tt.text, got, tt.want)
@@ -997,7 +1375,7 @@ func TestWriterRefusesInvalidEvent(t *testing.T) {
 		t.Errorf("got %v, want %s", err, want)
 	}
 	wireCheck(t, out.Send(Event{Data: "b"}))
-	if got, want := w.Body.String(), "data: a\n\ndata: b\n\n"; got != want {
+	if got, want := w.Body.String(), ":\ndata: a\n\ndata: b\n\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
@@ -1222,7 +1600,7 @@ func TestWriterWhenClientLeaves(t *testing.T) {
 			results <- result{out, err}
 		})
 		client := openWireStream(t, srv, "GET", nil)
-		client.want("data: a\n\n")
+		client.want(":\ndata: a\n\n")
 		client.leave()
 		got := <-results
 		if !errors.Is(got.err, ErrClientLeft) || !errors.Is(got.err, context.Canceled) {
@@ -1253,7 +1631,7 @@ func TestWriterAfterHandler(t *testing.T) {
 		if err := out.Comment("a"); !errors.Is(err, ErrClientLeft) {
 			t.Errorf("Comment: got %v, want %v", err, ErrClientLeft)
 		}
-		client.want("")
+		client.want(":\n")
 	})
 }
 
@@ -1267,8 +1645,8 @@ func TestWriterWhenContextEnds(t *testing.T) {
 	if err := out.Send(Event{Data: "a"}); !errors.Is(err, ErrClientLeft) || !errors.Is(err, revoked) {
 		t.Errorf("got %v, want %v and %v", err, ErrClientLeft, revoked)
 	}
-	if w.Body.Len() != 0 {
-		t.Errorf("got %q, want nothing written", w.Body)
+	if got := w.Body.String(); got != ":\n" {
+		t.Errorf("got %q, want nothing written", got)
 	}
 }
 
@@ -1422,7 +1800,7 @@ func TestPublishRefusesABadEventBeforeAnythingElse(t *testing.T) {
 		before := b.LastEventID()
 		for _, e := range []Event{
 			{ID: "a\nb"}, {ID: "a\x00"}, {ID: " a"}, {ID: "a\x7f"}, {ID: strings.Repeat("a", 1025)}, {ID: "\xff"},
-			{Type: "a\rb"}, {Type: "\xff"}, {Data: "\xff"}, {Retry: -1}, {Retry: 1},
+			{Type: "a\rb"}, {Type: "\xff"}, {ID: "sse-end"}, {ID: Earliest}, {Retry: -1}, {Retry: 1},
 		} {
 			if _, err := b.Publish(e); err == nil || errors.Is(err, ErrDuplicateID) || errors.Is(err, ErrClosed) {
 				t.Errorf("Publish(%.50q): got %v, want an error that says what is wrong", fmt.Sprint(e), err)
@@ -2971,7 +3349,7 @@ func TestServeAnswersHEADAndKeepsNothing(t *testing.T) {
 		s := serve(t, b)
 		for range 3 {
 			resp := s.do("HEAD", "/", "")
-			if resp.StatusCode != 200 || resp.Header.Get("Content-Type") != "text/event-stream" {
+			if resp.StatusCode != 200 || resp.Header.Get("Content-Type") != "text/event-stream; charset=utf-8" {
 				t.Errorf("HEAD: got %d, %v", resp.StatusCode, resp.Header)
 			}
 			if err := s.served(); err != nil {
@@ -2992,13 +3370,13 @@ func TestServeHTTPTakesOnlyGETAndHEAD(t *testing.T) {
 		if w.Code != http.StatusMethodNotAllowed || w.Header().Get("Allow") != "GET, HEAD" {
 			t.Errorf("%s: got %d, Allow %q, want 405, GET and HEAD", method, w.Code, w.Header().Get("Allow"))
 		}
-		if ct := w.Header().Get("Content-Type"); ct == "text/event-stream" {
+		if ct := w.Header().Get("Content-Type"); strings.HasPrefix(ct, "text/event-stream") {
 			t.Errorf("%s: Content-Type is that of a stream", method)
 		}
 	}
 	w := httptest.NewRecorder()
 	(&Broker{}).ServeHTTP(w, httptest.NewRequest("HEAD", "/", nil))
-	if w.Code != http.StatusOK || w.Header().Get("Content-Type") != "text/event-stream" {
+	if w.Code != http.StatusOK || w.Header().Get("Content-Type") != "text/event-stream; charset=utf-8" {
 		t.Errorf("HEAD: got %d %v", w.Code, w.Header())
 	}
 }
@@ -3018,7 +3396,7 @@ func TestMaxClients(t *testing.T) {
 		for range 20 {
 			third := s.get("/", "Last-Event-ID: nobody\r\n")
 			synctest.Wait()
-			if third.status != 200 || third.header.Get("Content-Type") != "text/event-stream" || third.ended() != io.EOF {
+			if third.status != 200 || third.header.Get("Content-Type") != "text/event-stream; charset=utf-8" || third.header.Get("X-Content-Type-Options") != "nosniff" || third.ended() != io.EOF {
 				t.Fatalf("one too many: got %d, %v, %v, want 200, a stream and its end", third.status, third.header, third.ended())
 			}
 			if err := s.served(); !errors.Is(err, ErrFull) {
@@ -3126,7 +3504,8 @@ func TestHostileLastEventIDs(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
-			r := httptest.NewRequest("GET", "/?"+url.Values{"lastEventId": {id}}.Encode(), nil).WithContext(ctx)
+			r := httptest.NewRequest("GET", "/", nil).WithContext(ctx)
+			r.Header.Set("Last-Event-ID", id)
 			w := httptest.NewRecorder()
 			if err := b.Serve(w, r); !errors.Is(err, ErrClientLeft) {
 				t.Errorf("Serve with ID %.20q: got %v", id, err)
@@ -3135,16 +3514,132 @@ func TestHostileLastEventIDs(t *testing.T) {
 			if len(body) > 16<<10 || !utf8.ValidString(body) {
 				t.Errorf("ID %.20q of %d bytes made a stream of %d bytes, valid UTF-8: %v", id, len(id), len(body), utf8.ValidString(body))
 			}
-			var got []pipeBlock
-			for raw := range strings.SplitSeq(strings.TrimSuffix(body, "\n\n"), "\n\n") {
-				got = append(got, parsePipeBlock(raw))
-			}
+			c := &pipeClient{}
+			c.got([]byte(body))
+			got := c.blocks
 			lines := strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(strings.ToValidUTF8(id, "\ufffd"))
 			if len(got) != 3 || got[1].Type != "gap" || !strings.HasPrefix(lines, got[1].Data) || len(got[1].Data) < min(len(lines), 1000) || got[2].Data != "1" {
 				t.Errorf("ID %.20q: got %.300q, want the preamble, the gap and the event", id, body)
 			}
 		})
+		// Any site can link to the address of a stream. What stands in the query then is
+		// repeated only if it is an ID of the history.
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			r := httptest.NewRequest("GET", "/?"+url.Values{"lastEventId": {id}}.Encode(), nil).WithContext(ctx)
+			w := httptest.NewRecorder()
+			if err := b.Serve(w, r); !errors.Is(err, ErrClientLeft) {
+				t.Errorf("Serve with ID %.20q in the query: got %v", id, err)
+			}
+			want := "retry: 3000\nid: " + prefix + "-0\nevent: gap\ndata: \n\nid: " + strings.Repeat("x", 1024) + "\ndata: 1\n\n"
+			if got := w.Body.String(); got != want {
+				t.Errorf("ID %.20q in the query: got %.300q, want %.300q", id, got, want)
+			}
+		})
 	}
+}
+
+// A stream is no script, whatever the query makes it say.
+func TestQueryIsNotRepeated(t *testing.T) {
+	const script = "alert(1)//"
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		for name, b := range map[string]*Broker{
+			"gap":      {},
+			"no retry": {Retry: -1},
+			"full":     {MaxClients: 1},
+			"closed":   {},
+			"CatchUp":  {CatchUp: func(context.Context, Missed) iter.Seq2[Event, error] { return sequence(nil) }},
+			"history":  {},
+		} {
+			b.Logger = slog.New(slog.DiscardHandler)
+			s := serve(t, b)
+			first := s.get("/", "")
+			first.want("")
+			switch name {
+			case "closed":
+				b.Shutdown(t.Context())
+			case "history":
+				publishIDs(t, b, script, "2")
+			}
+			c := s.get("/?lastEventId="+url.QueryEscape(script), "")
+			synctest.Wait()
+			time.Sleep(16 * time.Second) // and a keep-alive
+			c.events()
+			repeated := false
+			for _, block := range c.blocks {
+				repeated = repeated || strings.Contains(block.Raw, script)
+			}
+			if repeated != (name == "history") {
+				t.Errorf("%s: got %+v, repeated: %v", name, c.blocks, repeated)
+			}
+			if got := c.header.Get("X-Content-Type-Options"); got != "nosniff" {
+				t.Errorf("%s: got X-Content-Type-Options %q, want nosniff", name, got)
+			}
+			// The client's own is, or it would lose its place.
+			c = s.get("/?lastEventId=other", "Last-Event-ID: own\r\n")
+			c.events()
+			if name != "no retry" && name != "CatchUp" && c.blocks[0].ID != "own" {
+				t.Errorf("%s: got %+v, want the header's ID repeated", name, c.blocks)
+			}
+		}
+	})
+}
+
+// What is no event is followed by no blank line, at which lenient clients would
+// dispatch a message. But an ID is.
+func TestBlankLinesEndEventsAlone(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		for _, test := range []struct {
+			broker *Broker
+			want   string
+		}{
+			{&Broker{History: -1}, "retry: 3000\nretry: 1000\ndata: 1\n\n:\nretry: "},
+			{&Broker{History: -1, Retry: -1}, ":\nretry: 1000\ndata: 1\n\n:\nretry: "},
+			{&Broker{}, "id: ID\nretry: 3000\n\nid: ID\nretry: 1000\n\nid: ID\ndata: 1\n\n:\nretry: "},
+			{&Broker{Retry: -1}, "id: ID\n\nid: ID\nretry: 1000\n\nid: ID\ndata: 1\n\n:\nretry: "},
+		} {
+			s := serve(t, test.broker)
+			conn, err := s.dial()
+			wireCheck(t, err)
+			fmt.Fprint(conn, "GET / HTTP/1.0\r\n\r\n")
+			body := make(chan string)
+			go func() {
+				resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+				wireCheck(t, err)
+				text, err := io.ReadAll(resp.Body)
+				wireCheck(t, err)
+				body <- string(text)
+			}()
+			synctest.Wait()
+			test.broker.Publish(Event{Retry: time.Second})
+			time.Sleep(time.Second)
+			test.broker.Publish(Event{Data: "1"})
+			time.Sleep(16 * time.Second)
+			test.broker.Shutdown(t.Context())
+			got := regexp.MustCompile(`id: [0-9a-z-]+\n`).ReplaceAllString(<-body, "id: ID\n")
+			if got, ok := strings.CutPrefix(got, test.want); !ok || strings.Trim(got, "0123456789") != "\n" {
+				t.Errorf("%+v: got %q, want %q and a time", test.broker.History, got, test.want)
+			}
+		}
+	})
+}
+
+// Half a character ends no stream: all that is published arrives, as a browser would
+// show it, by every way.
+func TestDataThatIsNotUTF8(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{}
+		s := serve(t, b)
+		c, loop := s.get("/", ""), followBroker(t, b, "")
+		c.want("")
+		for _, data := range []string{"\xf0\x9f", "\x98\x80", "a\xffb"} {
+			_, err := b.Publish(Event{Data: data})
+			wireCheck(t, err)
+		}
+		c.want("\ufffd \ufffd\ufffd a\ufffdb")
+		loop.want("\ufffd \ufffd\ufffd a\ufffdb")
+	})
 }
 
 func TestClientThatLeavesBeforeItIsAnsweredIsNoWarning(t *testing.T) {
@@ -3220,8 +3715,9 @@ func TestServeKeepsTheProgramsHeaders(t *testing.T) {
 					}
 					header, err := r.ReadMIMEHeader() // before any event
 					want := textproto.MIMEHeader{
-						"Content-Type": {"text/event-stream"}, "Cache-Control": {"no-store"}, "X-Accel-Buffering": {"no"},
-						"Set-Cookie": {"a=1", "b=2"}, "X-Mine": {"1  X-Forged: 1"}, "Connection": {"close"},
+						"Content-Type": {"text/event-stream; charset=utf-8"}, "Cache-Control": {"no-store"}, "X-Accel-Buffering": {"no"},
+						"X-Content-Type-Options": {"nosniff"},
+						"Set-Cookie":             {"a=1", "b=2"}, "X-Mine": {"1  X-Forged: 1"}, "Connection": {"close"},
 						"Date": {time.Now().UTC().Format(http.TimeFormat)},
 					}
 					if protocol == "HTTP/1.0" { // where it goes without saying
@@ -3332,7 +3828,7 @@ func TestServeSetsDeadlinesSparingly(t *testing.T) {
 		ended := make(chan error)
 		go func() { ended <- b.Serve(w, httptest.NewRequest("GET", "/", nil).WithContext(ctx)) }()
 		synctest.Wait()
-		w.want(t, "headers", "deadline 16s", "status 200", "flush", "deadline off", "read deadline off")
+		w.want(t, "headers", "deadline 16s", "status 200", "deadline 16s", `write ":\n"`, "flush", "deadline off", "read deadline off")
 		for _, data := range []string{"1", "2", "3"} {
 			b.Publish(Event{Data: data})
 			time.Sleep(500 * time.Millisecond)
@@ -3344,6 +3840,44 @@ func TestServeSetsDeadlinesSparingly(t *testing.T) {
 		<-ended
 		w.want(t, "end", "deadline off")
 	})
+}
+
+// Middleware that wraps the body of a request that has none changes nothing.
+func TestBodyThatIsNone(t *testing.T) {
+	for name, wrap := range map[string]func(http.Handler) http.Handler{
+		"http.MaxBytesHandler": func(h http.Handler) http.Handler { return http.MaxBytesHandler(h, 1<<20) },
+		"another": func(h http.Handler) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				r.Body = io.NopCloser(io.LimitReader(r.Body, 1<<20))
+				h.ServeHTTP(w, r)
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+				b := &Broker{}
+				s := serve(t, b)
+				synctest.Wait() // for s.srv.Serve
+				s.srv.Handler = wrap(s.srv.Handler)
+				c := s.get("/", "")
+				c.want("")
+				b.Publish(Event{Data: "1"})
+				c.want("1")
+				if c.chunks {
+					t.Error("the stream is in chunks")
+				}
+				if left := runtime.NumGoroutine(); s.settle > 0 && strings.Contains(allStacks(), "ServeHTTP") {
+					t.Errorf("the handler has not returned, among %d goroutines", left)
+				}
+				b.Shutdown(t.Context())
+			})
+		})
+	}
+}
+
+func allStacks() string {
+	buf := make([]byte, 1<<20)
+	return string(buf[:runtime.Stack(buf, true)])
 }
 
 // Varnish holds back the beginning of a stream that is not in chunks.
@@ -4065,6 +4599,106 @@ func TestClientThatDoesNotSendItsBodyHoldsNothing(t *testing.T) {
 		time.Sleep(patience)
 		if err := s.served(); err != nil {
 			t.Errorf("NewWriter: got %v", err)
+		}
+	})
+	// Nothing is read without a bound after the stream, whatever WriteTimeout is.
+	for name, handle := range map[string]func(http.ResponseWriter, *http.Request) error{
+		"NewWriter": func(w http.ResponseWriter, r *http.Request) error {
+			_, err := NewWriter(w, r)
+			time.Sleep(time.Hour)
+			return err
+		},
+		"NewWriter behind middleware": func(w http.ResponseWriter, r *http.Request) error {
+			r.Body = http.MaxBytesReader(w, r.Body, 1<<10)
+			_, err := NewWriter(wireMiddleware{w}, r)
+			time.Sleep(time.Hour)
+			return err
+		},
+		"NewWriter without WriteTimeout": func(w http.ResponseWriter, r *http.Request) error {
+			out, err := NewWriter(w, r)
+			out.WriteTimeout = -1
+			time.Sleep(time.Hour)
+			return err
+		},
+		"NewWriter over full duplex": func(w http.ResponseWriter, r *http.Request) error {
+			http.NewResponseController(w).EnableFullDuplex()
+			_, err := NewWriter(w, r)
+			time.Sleep(time.Hour)
+			return err
+		},
+		"Serve": func(w http.ResponseWriter, r *http.Request) error {
+			return Serve(w, r, func(func(Event, error) bool) { time.Sleep(time.Hour) })
+		},
+		"Serve, error": func(w http.ResponseWriter, r *http.Request) error {
+			return Serve(w, r, func(yield func(Event, error) bool) {
+				time.Sleep(time.Hour)
+				yield(Event{}, io.ErrUnexpectedEOF)
+			})
+		},
+		"Serve, panic": func(w http.ResponseWriter, r *http.Request) error {
+			return Serve(w, r, func(func(Event, error) bool) {
+				time.Sleep(time.Hour)
+				panic(http.ErrAbortHandler)
+			})
+		},
+		"Broker.Serve without WriteTimeout": func(w http.ResponseWriter, r *http.Request) error {
+			b := &Broker{WriteTimeout: -1}
+			time.AfterFunc(time.Hour, func() { b.Shutdown(context.Background()) })
+			return b.Serve(w, r)
+		},
+	} {
+		large := strings.Repeat("x", 300<<10) // more than net/http reads before it answers
+		for _, body := range []string{
+			"Content-Length: 10\r\n\r\n",
+			"Content-Length: 10\r\n\r\nabc",
+			"Content-Length: 400000\r\n\r\n" + large,
+			"Transfer-Encoding: chunked\r\n\r\n",
+			"Transfer-Encoding: chunked\r\n\r\na\r\nabc",
+			"Transfer-Encoding: chunked\r\n\r\n5b000\r\n" + large,
+		} {
+			bubble(fmt.Sprintf("after %s, %.40q", name, body), func(t *testing.T) {
+				srv := &http.Server{ReadTimeout: time.Second, ReadHeaderTimeout: time.Second, WriteTimeout: time.Second, IdleTimeout: time.Second}
+				s := servePipe(t, srv, handle)
+				conn, err := s.dial()
+				wireCheck(t, err)
+				defer conn.Close()
+				start := time.Now()
+				go fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: test\r\n%s", body)
+				io.Copy(io.Discard, conn)
+				if got := time.Since(start); len(body) > len(large) && got < time.Hour || got > time.Hour+2*patience+linger {
+					t.Errorf("the connection was closed after %v, want an hour and a bit", got)
+				}
+			})
+		}
+	}
+	// One that was read is none to bound, and the connection serves the next stream.
+	bubble("the next on the connection", func(t *testing.T) {
+		s := servePipe(t, &http.Server{}, func(w http.ResponseWriter, r *http.Request) error {
+			if r.URL.Path == "/read" {
+				io.Copy(io.Discard, r.Body)
+			}
+			out, err := NewWriter(w, r)
+			if err == nil {
+				time.Sleep(time.Minute)
+				err = out.Send(Event{Data: "a"})
+			}
+			return err
+		})
+		conn, err := s.dial()
+		wireCheck(t, err)
+		defer conn.Close()
+		replies := bufio.NewReader(conn)
+		for i, path := range []string{"/read", "/", "/read", "/"} {
+			fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\nwhy?", path)
+			resp, err := http.ReadResponse(replies, nil)
+			if err != nil {
+				t.Fatalf("round %d: got %v", i, err)
+			}
+			text, err := io.ReadAll(resp.Body)
+			if string(text) != ":\ndata: a\n\n" || err != nil || s.served() != nil || resp.Close {
+				t.Errorf("round %d: got %q, %v, Connection: close: %v", i, text, err, resp.Close)
+			}
+			time.Sleep(time.Minute)
 		}
 	})
 	bubble("unless it was read", func(t *testing.T) { // and net/http watches for the client's leaving
@@ -6442,6 +7076,7 @@ func (m *model) checkBlock(c *modelClient, block pipeBlock) {
 	}
 	switch {
 	case block.Comment:
+		c.begun = true
 	case block.Type == "snapshot" && m.catchUp == "snapshot":
 		place, err := strconv.Atoi(block.Data)
 		if err != nil || place < c.posLo {
@@ -6479,7 +7114,7 @@ func (m *model) checkGap(c *modelClient, block pipeBlock) {
 	case m.catchUp != "":
 		m.errorf("%s was told of a gap, in spite of CatchUp", c.name)
 		return
-	case block.Data != c.id && (m.transport.blocks || c.id != ""):
+	case block.Data != c.id && (m.transport.blocks || c.id != "") && !(c.query && c.id == c.came && block.Data == ""):
 		m.errorf("%s was told of a gap after %q, want %q", c.name, block.Data, c.id)
 	case m.config.History < 0: // the gap's end is not told
 		if c.posLo >= m.forgot {
@@ -7003,7 +7638,7 @@ func mayBeSent(e Event) bool {
 		}
 	}
 	return len(e.ID) <= 1024 && strings.Trim(e.ID, " ") == e.ID && !strings.ContainsAny(e.Type, "\x00\n\r") &&
-		utf8.ValidString(e.ID+"x"+e.Type+"x"+e.Data) && (e.Retry == 0 || e.Retry >= time.Millisecond)
+		e.ID != "sse-end" && e.ID != "earliest" && utf8.ValidString(e.ID+"x"+e.Type) && (e.Retry == 0 || e.Retry >= time.Millisecond)
 }
 
 // throughHeader returns what LastEventID says when a client has sent id.
@@ -7713,8 +8348,8 @@ func (g *pipeGate) wait() int {
 	return -1
 }
 
-// A pipeBlock is what a stream has between two blank lines. Reading it shares
-// no code with the package.
+// A pipeBlock is what a stream has between two blank lines, or a comment or a
+// reconnection time in front of that. Reading it shares no code with the package.
 type pipeBlock struct {
 	Raw            string
 	ID, Type, Data string
@@ -7854,13 +8489,18 @@ func (c *pipeClient) got(p []byte) {
 	from := max(len(c.rest)-1, 0)
 	c.rest = append(c.rest, p...)
 	for {
+		length := 2
 		end := bytes.Index(c.rest[from:], []byte("\n\n"))
+		if bytes.HasPrefix(c.rest, []byte(":")) || bytes.HasPrefix(c.rest, []byte("retry: ")) {
+			length, from = 1, 0
+			end = bytes.IndexByte(c.rest, '\n')
+		}
 		if end < 0 {
 			return
 		}
 		end += from
 		c.blocks = append(c.blocks, parsePipeBlock(string(c.rest[:end])))
-		c.rest, from = c.rest[end+2:], 0
+		c.rest, from = c.rest[end+length:], 0
 	}
 }
 

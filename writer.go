@@ -7,13 +7,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -30,7 +30,7 @@ const (
 
 	// keepAliveFrame is a comment: it keeps proxies from closing the
 	// connection, shows whether the peer is still there, and is no event.
-	keepAliveFrame = ":\n\n"
+	keepAliveFrame = ":\n"
 )
 
 // A Writer writes an event stream to one client. Make one with [NewWriter].
@@ -46,13 +46,14 @@ type Writer struct {
 	// reading the whole connection; WriteByteTimeout in [http.HTTP2Config] does.
 	WriteTimeout time.Duration
 
-	mu         sync.Mutex
+	mu         mutex
 	w          http.ResponseWriter
 	rc         *http.ResponseController
 	ctx        context.Context
 	noDeadline bool      // w has none to set
 	http2      bool      // a deadline is a timer of the stream's
 	hasBody    bool      // the request has, and net/http may wait for it
+	endless    bool      // the stream never finishes, it only breaks off
 	keep       bool      // leave a deadline set after the write
 	deadline   time.Time // that is set, if keep
 	wrote      time.Time // the beginning of the last write
@@ -61,19 +62,30 @@ type Writer struct {
 	isCut      atomic.Bool
 }
 
+// A mutex is held while its channel is full. It may be held as long as a client
+// takes to read, on which a test on fake time could not wait with a sync.Mutex: see
+// package synctest.
+type mutex chan struct{}
+
+func (m mutex) Lock()   { m <- struct{}{} }
+func (m mutex) Unlock() { <-m }
+
 // NewWriter begins an event stream as the answer to r: it sends status 200 and
-// the headers at once, so that a browser's onopen fires, and lifts the server's
-// deadline for reading. Headers that w has already are kept; the others are
+// the headers at once with a comment, so that a browser's onopen fires, and lifts the
+// server's deadline for reading. Headers that w has already are kept; the others are
 //
-//	Content-Type: text/event-stream
+//	Content-Type: text/event-stream; charset=utf-8
 //	Cache-Control: no-cache, no-transform
 //	X-Accel-Buffering: no
+//	X-Content-Type-Options: nosniff
 //
-// and over HTTP/1.1 Transfer-Encoding: identity, which has an [http.Server]
-// delimit the stream by the end of the connection, unless the request has a body
-// or came through Varnish. It takes any method, since a stream may well answer a
-// POST, whose body the handler reads before. The answer to HEAD is the headers,
-// after which Send fails.
+// It takes any method, since a stream may well answer a POST, whose body the handler
+// reads before. After one in chunks an HTTP/1.1 connection is closed with the stream.
+// The answer to HEAD is the headers, after which Send fails.
+//
+// The stream ends when the handler returns. A handler that cannot finish the stream
+// panics with [http.ErrAbortHandler], and the client sees a stream that was broken
+// off, except over HTTP/1.0.
 //
 // Where w cannot be flushed the client gets status 500, and NewWriter returns
 // an error that wraps [http.ErrNotSupported] and names the type in the way: wrap
@@ -82,18 +94,50 @@ type Writer struct {
 // See https://html.spec.whatwg.org/multipage/server-sent-events.html#server-sent-events-intro.
 func NewWriter(w http.ResponseWriter, r *http.Request) (*Writer, error) {
 	out := newWriter(w, r, 0)
-	if err := out.open(r, nil); err != nil {
+	if r.Method == http.MethodHead {
+		return out, out.open(r, nil)
+	}
+	waits := out.hasBody && r.ProtoMajor == 1
+	if waits && r.ContentLength < 0 {
+		w.Header().Set("Connection", "close") // see boundRest
+	}
+	if err := out.open(r, []byte(keepAliveFrame)); err != nil {
 		return nil, err
 	}
-	if r.Method != http.MethodHead {
-		out.liftReadDeadline()
+	out.liftReadDeadline()
+	if waits {
+		boundRest(w, r)
 	}
 	return out, nil
+}
+
+// boundRest bounds what net/http reads of r's body over HTTP/1.x when the handler has
+// returned, before which it ends r's context. A Writer does not know when that is.
+//
+// The deadline may be set a moment late, so there must be no next request on the
+// connection that it could hit. There is none: if a body was not read, by the handler
+// or by net/http before it wrote the headers, the connection is closed. Of one in
+// chunks nobody can tell without waiting, so its connection is closed in any case.
+// The deadline goes past what wraps w, which may be another request's by then.
+func boundRest(w http.ResponseWriter, r *http.Request) {
+	conn, ok := innermost(w).(interface{ SetReadDeadline(time.Time) error })
+	if !ok {
+		return
+	}
+	if r.ContentLength > 0 {
+		if _, err := r.Body.Read(nil); err == io.EOF || err == http.ErrBodyReadAfterClose {
+			return
+		}
+	}
+	context.AfterFunc(r.Context(), func() {
+		conn.SetReadDeadline(time.Now().Add(defaultWriteTimeout / 2))
+	})
 }
 
 func newWriter(w http.ResponseWriter, r *http.Request, timeout time.Duration) *Writer {
 	return &Writer{
 		WriteTimeout: timeout,
+		mu:           make(mutex, 1),
 		w:            w,
 		rc:           http.NewResponseController(w),
 		ctx:          r.Context(),
@@ -105,7 +149,7 @@ func newWriter(w http.ResponseWriter, r *http.Request, timeout time.Duration) *W
 // open begins the stream with hello, in the same flush as the headers: no client
 // sees the one without the other.
 func (w *Writer) open(r *http.Request, hello []byte) error {
-	added := addHeaders(w.w.Header(), endsWithConnection(r))
+	added := addHeaders(w.w.Header(), w.endless && endsWithConnection(r))
 	if r.Method == http.MethodHead {
 		w.w.WriteHeader(http.StatusOK)
 		w.err = http.ErrBodyNotAllowed
@@ -165,9 +209,14 @@ func innermost(w http.ResponseWriter) http.ResponseWriter {
 	}
 }
 
-// endsWithConnection tells whether the stream that answers r ends with its
-// connection. Chunks would end it no better, and net/http needs up to three writes
-// to the socket for one that is large. But Varnish holds back what comes together
+// endsWithConnection tells whether a Broker's stream that answers r ends with its
+// connection. Such a stream never finishes, so there is no last chunk to tell, and
+// net/http needs up to three writes to the socket for a chunk that is large. The
+// stream of a Writer or of Serve does finish: it has chunks, because without its
+// last one a client takes the stream for broken off, and with the end of the
+// connection alone it could not know.
+//
+// Varnish holds back what comes together
 // with the headers of an answer without chunks, until more comes. And a client may
 // wait for the end before it sends its body (Expect: 100-continue), as net/http
 // waits for that before it closes the connection.
@@ -176,7 +225,24 @@ func endsWithConnection(r *http.Request) bool {
 	return ours && r.ProtoMajor == 1 && !hasBody(r) && r.Header.Get("X-Varnish") == ""
 }
 
-func hasBody(r *http.Request) bool { return r.Body != nil && r.Body != http.NoBody }
+// hasBody reports whether r has a body. Middleware may have wrapped one that is
+// none.
+func hasBody(r *http.Request) bool {
+	return r.ContentLength != 0 && r.Body != nil && r.Body != http.NoBody
+}
+
+// answerEnded answers a client that comes back after the end of its stream, and
+// reports whether r's is one. An EventSource gives up for good on status 204. It
+// must not be stored: it would answer newcomers too.
+func answerEnded(w http.ResponseWriter, r *http.Request) bool {
+	isGet := r.Method == http.MethodGet || r.Method == http.MethodHead
+	if !isGet || LastEventID(r) != endID {
+		return false
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(http.StatusNoContent)
+	return true
+}
 
 // addHeaders sets the headers of an event stream that the program did not set
 // itself, and returns their names.
@@ -187,9 +253,12 @@ func addHeaders(h http.Header, noChunks bool) (added []string) {
 			added = append(added, name)
 		}
 	}
-	add("Content-Type", "text/event-stream")
+	// The charset is for clients that take any text without one for Latin-1.
+	add("Content-Type", "text/event-stream; charset=utf-8")
 	add("Cache-Control", "no-cache, no-transform")
 	add("X-Accel-Buffering", "no") // tells nginx not to hold back what it has read
+	// A stream repeats IDs that came with the request: it must not run as a script.
+	add("X-Content-Type-Options", "nosniff")
 	if noChunks {
 		// net/http takes this header as an order and does not send it.
 		add("Transfer-Encoding", "identity")
@@ -214,23 +283,86 @@ func (w *Writer) Send(events ...Event) error {
 	return w.writeReusing(buf)
 }
 
-// Comment writes text as a comment, which clients skip: a sign of life, or a
-// word to somebody who reads the stream with curl. Each CR, LF and CRLF in text
-// begins a new comment line. Blocking and errors are those of Send.
+// Comment writes text as a comment, which clients skip. It keeps the connection
+// alive, and shows in curl. Each CR, LF and CRLF in text begins a new comment
+// line. Blocking and errors are those of Send.
 func (w *Writer) Comment(text string) error {
 	if !utf8.ValidString(text) {
 		return fmt.Errorf("sse: comment %s is not valid UTF-8", quote(text))
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.writeReusing(append(appendLines(w.buf[:0], ": ", text), '\n'))
+	return w.writeReusing(appendLines(w.buf[:0], ": ", text))
 }
 
-// keepAlive writes the shortest comment there is.
-func (w *Writer) keepAlive() error {
+// keepAlive writes a comment after each period in which nothing was written. stop
+// ends that, and waits for a comment that is being written.
+func (w *Writer) keepAlive(period time.Duration) (stop func()) {
+	w.mu.Lock() // the timer may fire before it is assigned
+	defer w.mu.Unlock()
+	stopped := false
+	rest := func() time.Duration { return period - time.Since(w.wrote) }
+	var timer *time.Timer
+	timer = time.AfterFunc(rest(), func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		defer func() {
+			// It costs one client, as in a handler, and not the process.
+			if p := recover(); p != nil {
+				w.err = fmt.Errorf("%w: %v", errPanic, p)
+				w.cut()
+			}
+		}()
+		if stopped {
+			return
+		}
+		if rest() <= 0 && w.write([]byte(keepAliveFrame)) != nil {
+			return
+		}
+		timer.Reset(rest())
+	})
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		stopped = true
+		timer.Stop()
+	}
+}
+
+// close ends the stream for this reason, nil if it has finished, and returns why it
+// has ended. A stream that has not finished is cut, so that it is not taken for one
+// that has.
+func (w *Writer) close(reason error, sayEnd bool) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.writeReusing(append(w.buf[:0], keepAliveFrame...))
+	if err := w.begin(); err != nil {
+		reason = err
+	} else if reason == nil {
+		return nil
+	} else if errors.Is(reason, ErrEnded) {
+		if !sayEnd {
+			return reason
+		}
+		if err = w.write([]byte(endFrame)); err == nil {
+			return reason
+		}
+		reason = err
+	}
+	w.cut()
+	return reason
+}
+
+// finish bounds what net/http does when the handler has returned: it writes the
+// last chunk, and reads what is left of the request's body. It lifts both deadlines
+// before it reads another request.
+func (w *Writer) finish() {
+	if w.isCut.Load() {
+		return
+	}
+	w.setReadDeadline()
+	if !w.http2 {
+		w.setDeadline()
+	}
 }
 
 // writeReusing writes buf and keeps its memory for the next call, unless it is
@@ -288,8 +420,11 @@ func (w *Writer) end() error {
 // of the request's body, before it writes the headers and when the handler returns.
 // A client could otherwise announce a body, and hold the handler by not sending it.
 func (w *Writer) setReadDeadline() {
-	timeout := cmp.Or(w.WriteTimeout, defaultWriteTimeout)
-	if w.hasBody && !w.http2 && timeout > 0 {
+	timeout := w.WriteTimeout
+	if timeout <= 0 {
+		timeout = defaultWriteTimeout // a client without a body is not slow
+	}
+	if w.hasBody && !w.http2 {
 		w.rc.SetReadDeadline(time.Now().Add(timeout / 2)) // the headers need time too
 	}
 }
