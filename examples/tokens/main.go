@@ -20,6 +20,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"github.com/seed22e817d0/sse"
 )
@@ -66,14 +67,21 @@ func generate(ctx context.Context, prompt string) iter.Seq2[string, error] {
 // ends might have been cut off, so an event of type done says that this was all,
 // and one of type failed that there will be no more.
 func answer(w http.ResponseWriter, r *http.Request) {
+	stream(w, r, generate(r.Context(), r.FormValue("prompt")))
+}
+
+func stream(w http.ResponseWriter, r *http.Request, tokens iter.Seq2[string, error]) {
 	out, err := sse.NewWriter(w, r)
 	if err != nil {
 		slog.Error("no stream", "reason", err)
 		return
 	}
-	words := 0
-	for word, err := range generate(r.Context(), r.FormValue("prompt")) {
+	words, half := 0, ""
+	for word, err := range tokens {
 		if err == nil {
+			if word, half = cutHalf(half + word); word == "" && half != "" {
+				continue
+			}
 			err = out.Send(sse.Event{Data: word})
 		}
 		if err != nil {
@@ -83,9 +91,26 @@ func answer(w http.ResponseWriter, r *http.Request) {
 		}
 		words++
 	}
+	if half != "" { // for ever: it is shown as U+FFFD
+		out.Send(sse.Event{Data: half})
+	}
 	if out.Send(sse.Event{Type: "done"}) == nil {
 		slog.Info("answered", "words", words)
 	}
+}
+
+// cutHalf returns text up to a character that lacks bytes, and these: the tokens of
+// a model may split one. The next token has the rest.
+func cutHalf(text string) (whole, half string) {
+	for i := len(text) - 1; i >= max(0, len(text)-utf8.UTFMax); i-- {
+		if utf8.RuneStart(text[i]) {
+			if !utf8.FullRuneInString(text[i:]) {
+				return text[:i], text[i:]
+			}
+			break
+		}
+	}
+	return text, ""
 }
 
 func main() {

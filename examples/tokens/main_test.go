@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http/httptest"
@@ -61,16 +62,55 @@ func TestServerNoticesThatTheClientStops(t *testing.T) {
 
 func TestBrokenAnswerSaysSo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		events := ask(t, t.Context(), "no \xff UTF-8")
-		var got []string
-		for _, e := range events {
-			got = append(got, e.Type+":"+e.Data)
-		}
-		want := ":You |:asked: |:“no |failed:The answer broke off."
-		if got := strings.Join(got, "|"); got != want {
+		want := ":You |:asked: |failed:The answer broke off."
+		if got := tell(t, errors.New("out of tokens"), "You ", "asked: "); got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
 	})
+}
+
+// A model's tokens may split a character, which arrives as a whole.
+func TestCharactersAreNotSplit(t *testing.T) {
+	for _, test := range []struct {
+		tokens []string
+		want   string
+	}{
+		{[]string{"\xf0\x9f", "\x98\x80!"}, ":😀!|done:"},
+		{[]string{"a\xf0", "\x9f", "\x98", "\x80b"}, ":a|:😀b|done:"},
+		{[]string{"é\xe2\x82", "\xac"}, ":é|:€|done:"},
+		{[]string{"a", "", "b"}, ":a|:|:b|done:"},
+		{[]string{"a\xf0\x9f", "b"}, ":a|:\ufffdb|done:"},
+		{[]string{"a\xf0\x9f"}, ":a|:\ufffd|done:"}, // the rest never came
+		{[]string{"\x98\x80", "\xff"}, ":\ufffd\ufffd|:\ufffd|done:"},
+	} {
+		if got := tell(t, nil, test.tokens...); got != test.want {
+			t.Errorf("%q: got %q, want %q", test.tokens, got, test.want)
+		}
+	}
+}
+
+// tell returns what the client is sent for the tokens and then err.
+func tell(t *testing.T, err error, tokens ...string) string {
+	t.Helper()
+	w := httptest.NewRecorder()
+	stream(w, httptest.NewRequest("GET", "/answer", nil), func(yield func(string, error) bool) {
+		for _, token := range tokens {
+			if !yield(token, nil) {
+				return
+			}
+		}
+		if err != nil {
+			yield("", err)
+		}
+	})
+	var got []string
+	for e, err := range sse.NewDecoder(w.Body).All() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, e.Type+":"+e.Data)
+	}
+	return strings.Join(got, "|")
 }
 
 func ask(t *testing.T, ctx context.Context, prompt string) (events []sse.Event) {

@@ -18,6 +18,9 @@ import (
 	"github.com/seed22e817d0/sse"
 )
 
+// noID is for a gap that is told without the client's ID.
+const noID = "none"
+
 // Requests that are meant to do harm, or might.
 func TestHostileRequests(t *testing.T) {
 	each(t, func(t *testing.T, w way) {
@@ -55,8 +58,7 @@ func TestHostileRequests(t *testing.T) {
 			{"Last-Event-ID of 2 MB", lastID(strings.Repeat("a", 2e6)), 20, 431, "", 1},
 			{"Last-Event-ID with a control character", lastID("a\x01b"), 20, 400, "", 1},
 			{"Last-Event-ID with NUL", lastID("a\x00b"), 20, 400, "", 1},
-			{"lastEventId of control characters in the query", query(nasty), 20, 200,
-				strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(nasty), 1},
+			{"lastEventId of control characters in the query", query(nasty), 20, 200, noID, 1},
 			{"Last-Event-ID of invalid UTF-8", lastID("a\xff\xc0\xaf\xed\xa0\x80z"), 20, 200, "a\ufffdz", 1},
 			{"5,000 topics in the query", topics(5000), 20, 200, "", 5001},
 			{"10,000 topics in the query, the most that net/url takes", topics(9999), 20, 200, "", 10_000},
@@ -143,6 +145,8 @@ func request(addr, text string, status int, gap string) (net.Conn, error) {
 	case gap == "":
 		_, err := r.Peek(1)
 		return conn, err
+	case gap == noID:
+		gap = ""
 	}
 	e, err := sse.NewDecoder(resp.Body).Decode()
 	if err == nil && (e.Type != "gap" || e.Data != gap || !utf8.ValidString(e.Data)) {
