@@ -250,6 +250,11 @@ func TestServeFlushesEachEvent(t *testing.T) {
 			"deadline 10s", `write "data: a\n\n"`, "flush", "deadline off",
 			"deadline 10s", `write "data: b\n\n"`, "flush", "deadline off",
 			"deadline 10s") // for the last chunk
+		// Over HTTP/2 it would hold the memory of the stream until it passes.
+		r := httptest.NewRequest("GET", "/", nil)
+		r.ProtoMajor = 2
+		wireCheck(t, Serve(w, r, sequence(nil)))
+		w.want(t, "HTTP/2", "deadline 10s", "status 200", "deadline 10s", `write ":\n"`, "flush", "deadline off", "read deadline off")
 	})
 }
 
@@ -3586,6 +3591,19 @@ func TestQueryIsNotRepeated(t *testing.T) {
 	})
 }
 
+// Once the history has it, it is an ID like any other.
+func TestIDOfTheQueryThatIsPublished(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{}
+		c := serve(t, b).get("/?lastEventId=later", "")
+		c.want("gap:")
+		publishIDs(t, b, "later")
+		c.want("later")
+		wireCheck(t, b.Reset(""))
+		c.want("gap:later")
+	})
+}
+
 // What is no event is followed by no blank line, at which lenient clients would
 // dispatch a message. But an ID is.
 func TestBlankLinesEndEventsAlone(t *testing.T) {
@@ -4700,6 +4718,12 @@ func TestClientThatDoesNotSendItsBodyHoldsNothing(t *testing.T) {
 			}
 			time.Sleep(time.Minute)
 		}
+		fmt.Fprint(conn, "POST /read HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nwhy?\r\n0\r\n\r\n")
+		resp, err := http.ReadResponse(replies, nil)
+		if err != nil || !resp.Close {
+			t.Fatalf("a body in chunks: got %v, want an answer after which the connection is closed", err)
+		}
+		io.Copy(io.Discard, resp.Body)
 	})
 	bubble("unless it was read", func(t *testing.T) { // and net/http watches for the client's leaving
 		b := &Broker{}
