@@ -524,6 +524,7 @@ func TestServeSurvivesAPanicInAKeepAlive(t *testing.T) {
 		err := Serve(w, httptest.NewRequest("GET", "/", nil), func(yield func(Event, error) bool) {
 			w.duringFlush = func() { panic("of middleware") }
 			time.Sleep(time.Minute)
+			synctest.Wait()
 			w.duringFlush, w.tape = nil, nil
 			yield(Event{Data: "a"}, nil)
 		})
