@@ -115,6 +115,18 @@ func unwanted(t *testing.T) iter.Seq2[Event, error] {
 	return func(func(Event, error) bool) { t.Error("the sequence was run") }
 }
 
+// afterTheFirst returns a function that calls f, but not at its first call: for
+// flushes, the first of which is that of the headers.
+func afterTheFirst(f func()) func() {
+	first := true
+	return func() {
+		if !first {
+			f()
+		}
+		first = false
+	}
+}
+
 func TestServe(t *testing.T) {
 	eachWireProtocol(t, func(t *testing.T, protocol string) {
 		events := make(chan Event)
@@ -459,7 +471,7 @@ func TestServeStopsItsKeepAlives(t *testing.T) {
 		for _, silence := range []time.Duration{14 * time.Second, 15 * time.Second, 16 * time.Second} {
 			t.Run(fmt.Sprint(name, " after ", silence), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					w := &wireTape{}
+					w := &wireTape{duringFlush: afterTheFirst(func() { time.Sleep(5 * time.Second) })}
 					ended := make(chan time.Time, 1)
 					began := time.Now()
 					go func() {
@@ -469,7 +481,6 @@ func TestServeStopsItsKeepAlives(t *testing.T) {
 							ended <- time.Now()
 						}()
 						Serve(w, httptest.NewRequest("GET", "/", nil), func(yield func(Event, error) bool) {
-							w.duringFlush = func() { time.Sleep(5 * time.Second) } // of the keep-alive
 							time.Sleep(silence)
 							end()
 						})
@@ -520,12 +531,11 @@ func TestServeKeepsEventsWhole(t *testing.T) {
 // Middleware that panics costs one client and not the process.
 func TestServeSurvivesAPanicInAKeepAlive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &wireTape{}
+		w := &wireTape{duringFlush: afterTheFirst(func() { panic("of middleware") })}
 		err := Serve(w, httptest.NewRequest("GET", "/", nil), func(yield func(Event, error) bool) {
-			w.duringFlush = func() { panic("of middleware") }
 			time.Sleep(time.Minute)
 			synctest.Wait()
-			w.duringFlush, w.tape = nil, nil
+			w.tape = nil
 			yield(Event{Data: "a"}, nil)
 		})
 		if err == nil || !strings.Contains(err.Error(), "panic: of middleware") {
