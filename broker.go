@@ -8,11 +8,9 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
-	"maps"
 	"math"
 	mrand "math/rand/v2"
 	"net/http"
-	"runtime"
 	"runtime/debug"
 	"slices"
 	"sort"
@@ -23,517 +21,746 @@ import (
 	"time"
 )
 
+// ----- Broker -----
+
 const (
 	defaultHistory      = 10_000
 	defaultHistoryBytes = 16 << 20
 	defaultRetry        = 3 * time.Second
-
-	// minQueue is how many frames the ring keeps for clients that are behind,
-	// however little History asks for: a burst is not to look like a gap.
-	minQueue = 256
-
-	// A client that is behind gets no more than this at a time: events,
-	// their bytes, and entries looked at under the broker's lock.
-	pullEvents  = 256
-	pullBytes   = pieceBytes
-	pullEntries = 1024
 )
 
 // A Broker sends each event published to it to every client of the event's
-// topics, and keeps the latest ones for clients that were cut off. Its zero
-// value is ready for use. It is an [http.Handler] that serves the default
-// topic; [Broker.Serve] serves any others. All methods may be called by several
-// goroutines at once.
+// topics, and keeps the newest events for clients that reconnect. The zero value
+// is ready for use. A Broker is an [http.Handler] that serves the default topic;
+// [Broker.Serve] serves any others. All methods are safe for concurrent use by
+// multiple goroutines.
 //
-// The fields are set before the first call of a method and not changed after.
+// Set the fields before the first call of a method and do not change them after.
 type Broker struct {
 	// History is the number of events kept for clients that reconnect, of all
-	// topics together. 0 is 10,000. Negative keeps none: no ID is assigned, and
-	// a client that reconnects gets what is published from then on.
+	// topics together. If 0, it is 10,000. If negative, none are kept: events
+	// are assigned no IDs, and a client that reconnects begins with the next
+	// event published.
 	History int
 
-	// HistoryAge is how long an event is kept for clients that reconnect.
-	// 0 or negative is no limit.
+	// HistoryAge is how long an event is kept for clients that reconnect. If 0
+	// or negative, there is no limit.
 	HistoryAge time.Duration
 
-	// HistoryBytes bounds the encoded size of the events kept, in bytes. The
-	// newest event is kept whatever its size. 0 is 16 MiB; negative is no limit.
+	// HistoryBytes is the limit on the size of the events kept, in bytes: their
+	// encoded form and the names of their topics. The newest event is kept
+	// whatever its size. If 0, it is 16 MiB; if negative, there is no limit.
+	//
+	// Events of more than 64 KiB that have left the history while slow clients
+	// are still being sent them may take up as many bytes again. Beyond that, the
+	// clients that have been at it longest are disconnected with [ErrTooSlow].
 	HistoryBytes int
 
-	// MaxClients bounds the clients served at one time. One more gets status
-	// 200, a reconnection time and the end of the stream, because a browser
-	// gives up for good on any other status. 0 or negative is no limit.
+	// MaxClients is the limit on the clients served at one time. Further clients
+	// receive a 200 response containing only a reconnection time, because
+	// browsers do not retry after any other status. If 0 or negative, there is
+	// no limit.
 	MaxClients int
 
-	// KeepAlive is the time without an event after which a client is sent a
-	// comment, and its ID again if there were events of other topics meanwhile.
-	// 0 is 15 seconds; negative sends none, and then a client that left is
-	// noticed only by the next event if it was detached.
+	// KeepAlive is how long a client may be idle before it is sent a comment,
+	// together with a newer ID if there were many events of other topics. If 0,
+	// it is 15 seconds. If negative, none is sent, and a detached client that
+	// has left is not noticed before the next event.
 	KeepAlive time.Duration
 
-	// WriteTimeout bounds each write to a client, of 64 KiB at most; one that takes
-	// longer is cut off, and catches up when it reconnects. 0 is 10 seconds;
-	// negative is no limit.
+	// WriteTimeout is the time allowed for each write to a client, of up to
+	// 64 KiB. A client that exceeds it, by up to an eighth of the shorter of
+	// KeepAlive and WriteTimeout, is disconnected. If 0, it is 10 seconds; if
+	// negative, there is no limit.
 	WriteTimeout time.Duration
 
-	// Retry is the reconnection time told to each client as it connects, in
-	// whole milliseconds. 0 is 3 seconds; negative tells none. Clients that the
-	// Broker sends away are told a random time between Retry and twice that, so
-	// that they do not return all at once.
+	// Retry is the reconnection time sent to each client as it connects, in
+	// whole milliseconds. A client that the Broker sends away is sent a random
+	// time between Retry and twice that, so that clients do not return all at
+	// once. If 0, it is 3 seconds; if negative, none is sent.
 	Retry time.Duration
 
 	// CatchUp, if set, yields what the history cannot give a client that
-	// connects: older events from a database, say,
-	// or a snapshot of the current state. It is asked for a client whose last
-	// event is not in the history, or that has seen none (""). Its events bypass
-	// the history. An error it yields ends the client's stream, and the client
-	// will come back.
+	// connects: a snapshot of the current state, or older events from a
+	// database. It is called for a client without a last event ID, and for one
+	// whose last event is not in the history. Its events bypass the history.
 	//
-	// Where the client goes on after that depends on the ID of the last event
-	// yielded, or on the client's own if there was none:
+	// A snapshot needs no ID. Events published after the call of CatchUp
+	// follow it:
 	//
-	//   - It is in the history: with the event right after it. So a CatchUp that
-	//     reads the log that the Broker is fed from reads up to what
-	//     Missed.UpTo says: less would leave a hole, and what is beyond
-	//     would come twice.
-	//   - It is not: with what was published since CatchUp was called. If the
-	//     history does not reach back so far any more, CatchUp is asked again,
-	//     for what comes after the last event it yielded, or if it yielded none
-	//     after the newest one when it was called.
+	//	yield(sse.Event{Type: "state", Data: state()}, nil)
 	//
-	// A snapshot that bears the broker's LastEventID as its ID, both taken while
-	// the program's own lock keeps others from publishing, is followed by exactly
-	// what was published after it.
+	// A log that the Broker is fed from, under the log's own IDs, is read up to
+	// and including missed.UpTo:
 	//
-	// It runs in a goroutine of the client's own and may block. Meanwhile the
-	// client gets no keep-alives, and the events up to 256 at a time. ctx ends when
-	// the client leaves, for a detached one when it cannot be written to. Nil sends a
-	// client whose last event is not in the history an event of type "gap", whose
-	// data is the ID of that last event, and then all that the history holds.
+	//	for _, ev := range read(missed.LastEventID, missed.UpTo, missed.Topics) {
+	//		yield(ev, nil)
+	//	}
+	//
+	// Where the client goes on depends on the last event that CatchUp yielded:
+	//
+	//	its ID is in the history       right after that event
+	//	it has another ID or none      with the events published since the call
+	//	there was no event             after missed.LastEventID if that is in the
+	//	                               history, otherwise as in the line above
+	//
+	// If the events published since the call have left the history, CatchUp is
+	// called again, with the ID of the last event it yielded, or with UpTo if it
+	// yielded none.
+	//
+	// CatchUp runs on a goroutine of the client's own and may block. Until it
+	// returns, the client is sent no keep-alives, and its events are sent 256 at
+	// a time. ctx has the values of the request's context; it is done when the
+	// client leaves (a detached client: when a write to it fails) and when the
+	// Broker ends the stream. An error that CatchUp yields ends the stream, and
+	// the client will reconnect. CatchUp must not call [Broker.Shutdown].
+	//
+	// If CatchUp is nil, a client whose last event is not in the history gets an
+	// event of type "gap", whose data is the ID of that last event if the client
+	// sent it in a header, and then all of its topics that the history holds.
 	CatchUp func(ctx context.Context, missed Missed) iter.Seq2[Event, error]
 
-	// Logger gets a record at level Debug for each client that comes or goes, at
-	// Warn for what an operator should know, and at Error for a panic in CatchUp or
-	// a function given to Detach. Nil is [slog.Default].
+	// Logger receives a record at level Debug for each client that comes or
+	// goes, at Warn for what an operator should know, and at Error for a panic
+	// in CatchUp or in a function given to Detach. If nil, it is [slog.Default].
 	Logger *slog.Logger
 
-	published, delivered, replayed, behind, gaps atomic.Int64 // see Stats
-	waiting                                      atomic.Int32 // calls of lock that wait for mu
+	// mu guards all fields below and everything reached through them: the log,
+	// the topics, and those fields of subscribers that say so. It is never held
+	// while a client is written to or code of the program runs.
+	//
+	// A subscriber's cutting lock is taken before mu, the queue's lock of conns
+	// after it.
+	mu         sync.Mutex
+	log        eventLog
+	topics     map[string]*topic // those with a subscriber or a frame in the log
+	subs       members           // all subscribers
+	clients    int               // the subscribers that count against MaxClients
+	announced  uint64            // the first frame that waiting subscribers were not woken for
+	announcing bool              // whether a goroutine runs announce
+	woken      []chan struct{}   // signals for unlock to give
+	pinned     int               // size of the large frames that left the log while clients are sent them
+	pinnedN    int               // number of these frames
+	conns      *connQueue        // detached clients that have something to be sent
+	sweeper    *time.Timer       // runs sweep; nil before the first subscriber
+	stats      Stats             // the totals
+	warned     map[string]time.Time
+	closed     bool          // Shutdown was called
+	impatient  bool          // Shutdown waits no longer
+	gone       chan struct{} // closed when the last subscriber has left after Shutdown
 
-	// mu guards the fields below, the entries of the ring, all topics, and
-	// those fields of subscribers that say so. It is never held while
-	// something is written to a client or code of the program runs.
-	mu      sync.Mutex
-	ring    ring
-	fan     uint64            // the first entry that was not handed to its live subscribers yet
-	fanning bool              // fanOut runs
-	prefix  string            // of assigned IDs; "" until the first use
-	ids     map[string]uint64 // where events with an ID of their own are in the ring
-	topics  map[string]*topic // those with a subscriber or an event in the ring
-	subs    map[*subscriber]struct{}
-	clients int // subscribers that count against MaxClients
-
-	// For detached clients.
-	queue      list // those that are owed something
-	workers    int  // goroutines that empty it
-	maxWorkers int
-	resting    list        // those that are live, the longest first
-	checked    list        // the same, after it was looked whether they answered what they got last
-	sweeper    *time.Timer // runs sweep when the first in one of these is due
-	sweepAt    time.Time   // when that is; zero: it will not run
-
-	warned    map[string]time.Time // when each warning was logged last
-	closed    bool                 // Shutdown was called
-	gone      chan struct{}        // closed when the last subscriber has left after that
-	impatient bool                 // Shutdown waits for nobody any longer
+	// round is the number of sweeps so far. It is written with mu held, and read
+	// without it where a write to a client begins.
+	round atomic.Uint64
 }
 
-// Missed says what a call of [Broker.CatchUp] is to yield.
+// Missed describes what a client has missed, for [Broker.CatchUp].
 type Missed struct {
-	LastEventID string   // of the last event that the client has seen; "" if it has seen none
-	UpTo        string   // ID of the newest event as CatchUp was called: what is after it comes from the Broker
-	Topics      []string // of the client
+	// LastEventID is the ID of the last event the client has seen, or "" if it
+	// has seen none. The value is supplied by the client and is not validated.
+	LastEventID string
+
+	// UpTo is the ID of the newest event as CatchUp is called. Events after it
+	// come from the Broker. It is "" if the Broker keeps no history.
+	UpTo string
+
+	// Topics are the names of the client's topics, sorted.
+	Topics []string
 }
 
-// An entry is an event in its place in the order. It is not changed after it
-// was made.
-type entry struct {
-	seq    uint64 // 0: not from the ring
-	id     string
-	body   string // the encoded event without its ID
-	topics []*topic
-	at     time.Time
-	mark   bool // no event: a comment, a reconnection time, or an ID alone
-}
-
-func (e *entry) size() int { return len(e.id) + len(e.body) }
-
-// encode returns the entries as they are written to a stream.
-func encode(batch []*entry) (p []byte) {
-	for _, e := range batch {
-		p = append(appendID(p, e.id), e.body...)
+// initLocked prepares the zero Broker.
+func (b *Broker) initLocked() {
+	if b.topics != nil {
+		return
 	}
-	return p
+	b.topics = map[string]*topic{}
+	b.warned = map[string]time.Time{}
+	b.log = newEventLog(b.History, b.HistoryBytes, b.HistoryAge)
+	b.announced = b.log.tail
+	b.conns = newConnQueue()
 }
 
-// pieces encodes the entries, leaves out the first skip bytes, and hands the rest
-// to emit until that returns an error. However large an event is, no more than a
-// piece of it is copied at a time.
-func pieces(batch []*entry, skip int, emit func(piece []byte) error) error {
-	buf := scratch.Get().(*[]byte)
-	p := (*buf)[:0]
-	defer func() { putScratch(buf, p) }()
-	flush := func() (err error) {
-		if skip < len(p) {
-			err = emit(p[skip:])
-		}
-		skip = max(0, skip-len(p))
-		p = p[:0]
+// unlock unlocks mu and gives the signals that were collected while it was held:
+// a goroutine that is woken earlier would only wait for mu.
+func (b *Broker) unlock() {
+	if len(b.woken) == 0 {
+		b.mu.Unlock()
+		return
+	}
+	var few [signalsAtOnce]chan struct{}
+	woken := append(few[:0], b.woken...)
+	clear(b.woken)
+	b.woken = b.woken[:0]
+	b.mu.Unlock()
+	for _, signal := range woken {
+		give(signal)
+	}
+}
+
+// give adds a token to the signal, unless there is one already.
+func give(signal chan struct{}) {
+	select {
+	case signal <- struct{}{}:
+	default:
+	}
+}
+
+// Publish sends ev to every subscriber of the topics and keeps it in the history.
+// If no topic is named, it is the default topic, whose name is "". A subscriber
+// of several of the topics receives the event once. Publish waits for no client,
+// and the time it takes does not depend on how many there are: a client that
+// falls behind catches up from the history.
+//
+// Publish returns the event's ID. If ev.ID is empty, one is assigned, unless the
+// Broker keeps no history. Publish returns [ErrDuplicateID], and the ID, if the ID is
+// in the history, so that publishing an event again does no harm. It returns
+// [ErrClosed] after Shutdown, and the error of [Event.AppendText] if ev cannot be
+// sent. If Publish returns an error, no client receives the event.
+func (b *Broker) Publish(ev Event, topics ...string) (id string, err error) {
+	if err := ev.check(); err != nil {
+		return "", err
+	}
+	f := newFrame(ev)
+	topics = distinct(topics)
+	b.mu.Lock()
+	defer b.unlock()
+	if b.closed {
+		return "", ErrClosed
+	}
+	b.initLocked()
+	if err := b.log.identify(f); err != nil {
+		return f.id, err
+	}
+	if f.id != "" && ev.isRetry() {
+		f.body += "\n" // or no client would remember the ID
+	}
+	b.appendLocked(f, topics)
+	b.stats.Published++
+	return f.id, nil
+}
+
+// LastEventID returns the ID of the newest event, or an ID that stands for the
+// beginning if there is none yet. A stream opened with it, for example by a page
+// that was rendered with it, has exactly the events published after this call. It
+// returns "" if the Broker keeps no history.
+func (b *Broker) LastEventID() string {
+	b.mu.Lock()
+	defer b.unlock()
+	b.initLocked()
+	return b.log.idAfter(b.log.head)
+}
+
+// Reset drops the history and begins a new one. It is for a Broker that is fed
+// from a log elsewhere, when there is a hole between the events that it has and
+// those that it will be fed. Every client, those connected now included, is
+// treated as one whose last event is not in the history: CatchUp is called for it,
+// or it gets the event "gap" and then what is published from now on.
+//
+// lastEventID is the ID of the event in that log right before the new history: a
+// client that has seen it has missed nothing. If it is "", the Broker assigns one.
+// IDs from before are forgotten and may be published again.
+//
+// Reset waits for no client and takes time in proportion to their number. It
+// returns [ErrClosed] after Shutdown, [ErrDuplicateID] if the Broker assigned
+// lastEventID, and the error of [Event.AppendText] if lastEventID cannot be sent.
+// If Reset returns an error, it has done nothing.
+func (b *Broker) Reset(lastEventID string) error {
+	if err := (Event{ID: lastEventID}).check(); err != nil {
 		return err
 	}
-	for _, e := range batch {
-		p = appendID(p, e.id)
-		for rest := e.body; rest != ""; {
-			if len(p) >= pieceBytes {
-				if err := flush(); err != nil {
-					return err
-				}
-			}
-			n := min(len(rest), pieceBytes-len(p))
-			p, rest = append(p, rest[:n]...), rest[n:]
-		}
+	b.mu.Lock()
+	defer b.unlock()
+	if b.closed {
+		return ErrClosed
 	}
-	return flush()
-}
-
-// A ring holds the newest entries, from sequence number tail up to head, in
-// the order they were published.
-type ring struct {
-	slots      []*entry // a power of two; the entry numbered seq is at seq modulo that
-	tail, head uint64   // the oldest entry's number; that of the newest, or tail-1
-	bytes      int      // size of all entries
-	evicted    string   // ID of the entry before tail
-}
-
-func (r *ring) len() int { return int(r.head + 1 - r.tail) }
-
-// at returns the entry numbered seq, which must be in the ring.
-func (r *ring) at(seq uint64) *entry { return r.slots[seq&uint64(len(r.slots)-1)] }
-
-func (r *ring) push(e *entry) {
-	if r.len() == len(r.slots) {
-		grown := make([]*entry, max(16, 2*len(r.slots)))
-		for seq := r.tail; seq <= r.head; seq++ {
-			grown[seq&uint64(len(grown)-1)] = r.at(seq)
-		}
-		r.slots = grown
+	b.initLocked()
+	if b.log.assigns(lastEventID) {
+		return fmt.Errorf("%w %s", ErrDuplicateID, quote(lastEventID))
 	}
-	r.head = e.seq
-	r.slots[e.seq&uint64(len(r.slots)-1)] = e
-	r.bytes += e.size()
+	b.announceLocked(false)
+	for b.log.len() > 0 {
+		b.evictLocked()
+	}
+	b.log.reset(strings.Clone(lastEventID))
+	b.announced = b.log.tail
+	b.walkLocked(&b.subs, func(s *subscriber) bool {
+		if s.waiting {
+			b.wakeLocked(s)
+		}
+		return true
+	})
+	return nil
 }
 
-// pop removes the oldest entry and returns it.
-func (r *ring) pop() *entry {
-	e := r.at(r.tail)
-	r.slots[r.tail&uint64(len(r.slots)-1)] = nil
-	r.tail++
-	r.bytes -= e.size()
-	r.evicted = e.id
-	return e
-}
+// ----- The log -----
 
-// A topic exists as long as it has a subscriber or an entry in the ring.
-type topic struct {
-	name string
-	refs int      // subscribers and entries
-	self []*topic // the topic alone, for entries that have no other
-	live []place  // its live subscribers
-}
+// minQueue is how many frames the log keeps at least, however small History is,
+// because the log is also the queue of clients that are here: a burst must not
+// look like a gap.
+const minQueue = 256
 
-// A place is where a live subscriber stands in a topic: in live of the nth of
-// the subscriber's topics.
+// A place is where a frame stands in the log. Its seq, topics and time do not
+// change after the frame was appended. The rest is guarded by the Broker's mu.
 type place struct {
+	seq     uint64   // 0 if the frame was never in a log
+	topics  []*topic // sorted by name
+	at      time.Time
+	holders int // clients that are being sent the frame
+}
+
+// size is what a frame counts against HistoryBytes.
+func (f *frame) size() int {
+	n := len(f.id) + len(f.body)
+	for _, t := range f.topics {
+		n += len(t.name)
+	}
+	if len(f.topics) > 1 { // one topic has its slice already
+		n += 8 * len(f.topics)
+	}
+	return n
+}
+
+// isLarge reports whether the frame does not fit in one piece.
+func (f *frame) isLarge() bool { return len(f.body) > pieceBytes }
+
+// An eventLog holds the newest frames, numbered from tail to head, in the order
+// they were published. A position is the place right after a frame, and has that
+// frame's number. Each position from tail-1 on has an ID that a client can resume
+// from. An eventLog has no lock and knows no subscribers.
+//
+//  1. tail ≤ head+1; the log is empty if they are equal.
+//  2. ids has the events in the log that were published with an ID of their own,
+//     and the position before tail if it has such an ID.
+//  3. An assigned ID is prefix and the frame's number, so it needs no entry in ids.
+type eventLog struct {
+	history int           // how many frames are for those who reconnect; negative: none, and no IDs
+	bytes   int           // limit on size; negative: none
+	age     time.Duration // limit for those who reconnect; 0 or negative: none
+
+	slots      []*frame // a power of two; the frame numbered seq is at seq modulo that
+	tail, head uint64
+	size       int // of all frames
+	prefix     string
+	ids        map[string]uint64
+	before     string // ID of the position before tail; "" if it was assigned
+	resets     int    // how often the log began anew
+}
+
+func newEventLog(history, bytes int, age time.Duration) eventLog {
+	return eventLog{
+		history: cmp.Or(history, defaultHistory),
+		bytes:   cmp.Or(bytes, defaultHistoryBytes),
+		age:     age,
+		tail:    1,
+		// 40 random bits tell the IDs of two runs of a program apart.
+		prefix: strings.ToLower(rand.Text()[:8]) + "-",
+		ids:    map[string]uint64{},
+	}
+}
+
+func (l *eventLog) len() int { return int(l.head + 1 - l.tail) }
+
+// at returns the frame numbered seq, which must be in the log.
+func (l *eventLog) at(seq uint64) *frame { return l.slots[seq&uint64(len(l.slots)-1)] }
+
+// identify gives f the number of the next frame, and an ID if it has none. It
+// returns ErrDuplicateID if f has an ID that is in the log.
+func (l *eventLog) identify(f *frame) error {
+	f.seq = l.head + 1
+	switch {
+	case l.history < 0:
+	case f.id == "":
+		f.id = l.assignedID(f.seq)
+	default:
+		if _, ok := l.ids[f.id]; ok || l.assigns(f.id) {
+			return fmt.Errorf("%w %s", ErrDuplicateID, quote(f.id))
+		}
+		l.ids[f.id] = f.seq
+	}
+	return nil
+}
+
+// append adds f, which identify has numbered.
+func (l *eventLog) append(f *frame) {
+	if l.len() == len(l.slots) {
+		grown := make([]*frame, max(16, 2*len(l.slots)))
+		for seq := l.tail; seq <= l.head; seq++ {
+			grown[seq&uint64(len(grown)-1)] = l.at(seq)
+		}
+		l.slots = grown
+	}
+	l.head = f.seq
+	l.slots[f.seq&uint64(len(l.slots)-1)] = f
+	l.size += f.size()
+}
+
+// overfull reports whether the oldest frame need not be kept any longer.
+func (l *eventLog) overfull(now time.Time) bool {
+	n := l.len()
+	return n > max(l.history, minQueue) ||
+		n > 1 && l.bytes >= 0 && l.size > l.bytes ||
+		n > minQueue && l.expired(l.at(l.tail), now)
+}
+
+func (l *eventLog) expired(f *frame, now time.Time) bool {
+	return l.age > 0 && now.Sub(f.at) > l.age
+}
+
+// evict removes the oldest frame and returns it. Its ID stays known: a client
+// that has seen it has missed nothing yet.
+func (l *eventLog) evict() *frame {
+	f := l.at(l.tail)
+	l.slots[l.tail&uint64(len(l.slots)-1)] = nil
+	delete(l.ids, l.before)
+	l.tail++
+	l.size -= f.size()
+	l.before = f.id
+	return f
+}
+
+// reset makes the empty log begin anew after an event with this ID.
+func (l *eventLog) reset(id string) {
+	clear(l.ids)
+	// One number is left out, so that the position of a client that has had
+	// everything is before the log as well.
+	l.head++
+	l.tail = l.head + 1
+	l.resets++
+	l.before = id
+	if id != "" && l.history >= 0 {
+		l.ids[id] = l.head
+	}
+}
+
+// assignedID returns the ID of the frame numbered seq if it has none of its own.
+// It also stands for the position after any other frame.
+func (l *eventLog) assignedID(seq uint64) string {
+	return string(strconv.AppendUint([]byte(l.prefix), seq, 36))
+}
+
+// assigns reports whether id looks like one that assignedID returns.
+func (l *eventLog) assigns(id string) bool { return strings.HasPrefix(id, l.prefix) }
+
+// find returns the position that has this ID. It may be before the log.
+func (l *eventLog) find(id string) (seq uint64, ok bool) {
+	if seq, ok = l.ids[id]; ok {
+		return seq, true
+	}
+	digits, ok := strings.CutPrefix(id, l.prefix)
+	if !ok || l.history < 0 {
+		return 0, false
+	}
+	seq, err := strconv.ParseUint(digits, 36, 64)
+	return seq, err == nil && seq <= l.head && l.assignedID(seq) == id
+}
+
+// idAfter returns the ID of the position after the frame numbered seq: that
+// frame's, if it is still known. It returns "" without a history.
+func (l *eventLog) idAfter(seq uint64) string {
+	switch {
+	case l.history < 0:
+		return ""
+	case seq >= l.tail && seq <= l.head:
+		return l.at(seq).id
+	case seq+1 == l.tail && l.before != "":
+		return l.before
+	}
+	return l.assignedID(seq)
+}
+
+// replayFrom returns the first frame that a client that reconnects may get.
+func (l *eventLog) replayFrom(now time.Time) uint64 {
+	if l.history < 0 {
+		return l.head + 1
+	}
+	n := min(l.len(), l.history)
+	first := l.head + 1 - uint64(n)
+	return first + uint64(sort.Search(n, func(i int) bool {
+		return !l.expired(l.at(first+uint64(i)), now)
+	}))
+}
+
+// appendLocked appends f, which was identified, tells its topics of it, and wakes
+// their waiting subscribers or has announce do so.
+func (b *Broker) appendLocked(f *frame, names []string) {
+	f.topics = b.holdTopicsLocked(names)
+	f.at = time.Now()
+	b.log.append(f)
+	audience := 0
+	for _, t := range f.topics {
+		t.newest = f.seq
+		t.unaware, t.aware = t.unaware+t.aware, 0
+		if t.unaware > 0 {
+			audience += len(t.members)
+		}
+	}
+	for b.log.overfull(f.at) {
+		b.evictLocked()
+	}
+	b.limitPinnedLocked()
+	switch {
+	case b.announcing:
+	case audience <= fewMembers:
+		b.announceLocked(false)
+	default:
+		b.announcing = true
+		go b.announce()
+	}
+}
+
+// evictLocked removes the oldest frame from the log.
+func (b *Broker) evictLocked() {
+	if b.log.tail == b.announced {
+		b.announceLocked(false) // or nobody would be woken for it
+	}
+	f := b.log.evict()
+	for _, t := range f.topics {
+		t.evicted = f.seq
+	}
+	if f.holders > 0 && f.isLarge() {
+		b.pinned += f.size()
+		b.pinnedN++
+	}
+	b.releaseTopicsLocked(f.topics)
+}
+
+// ----- Topics and subscribers -----
+
+const (
+	// fewMembers is up to how many members of an event's topics Publish itself
+	// looks for those that wait.
+	fewMembers = 16
+
+	// signalsAtOnce is after how many subscribers a walk gives mu up.
+	signalsAtOnce = 64
+)
+
+// A topic exists as long as it has a subscriber or a frame in the log.
+//
+// Whenever mu is free:
+//
+//  1. unaware is the number of members that wait and whose cursor is not past
+//     newest; aware is that of the other members that wait.
+//  2. Once newest is before Broker.announced, unaware is 0.
+type topic struct {
+	name           string
+	self           []*topic // the topic alone, for frames that have no other
+	refs           int      // subscribers and frames
+	members        members
+	newest         uint64 // number of the newest frame
+	evicted        uint64 // number of the newest frame that has left the log
+	unaware, aware int
+	clients        int // members that are clients
+}
+
+// Members are subscribers in the order they came, but for those that took the
+// place of one that left. They are woken from the last to the first. Over HTTP/2,
+// net/http merges what streams of one connection write one after the other, so
+// the order is not random.
+type members []member
+
+// A member is a subscriber in its nth list of members.
+type member struct {
 	sub *subscriber
 	nth int
 }
 
-// remove takes away the subscriber at index i of live.
-func (t *topic) remove(i int) {
-	last := len(t.live) - 1
-	moved := t.live[last]
-	moved.sub.index[moved.nth] = i
-	t.live[i], t.live[last] = moved, place{}
-	t.live = t.live[:last]
+func (m *members) add(s *subscriber, nth int) {
+	s.places[nth] = len(*m)
+	*m = append(*m, member{s, nth})
 }
 
-// A subscriber is one client, or one loop over Subscribe. It is live, and then
-// Publish hands it each entry through ch; or it is behind, and then it pulls
-// entries from the ring, beginning at cursor.
+func (m *members) remove(s *subscriber, nth int) {
+	i, last := s.places[nth], len(*m)-1
+	moved := (*m)[last]
+	moved.sub.places[moved.nth] = i
+	(*m)[i], (*m)[last] = moved, member{}
+	*m = (*m)[:last]
+}
+
+// A subscriber is one client, or one loop over Subscribe. It reads the log from
+// its cursor on.
+//
+//	          next finds nothing left
+//	┌─────────┐ ──────────────────────► ┌─────────┐
+//	│ reading │                         │ waiting │
+//	└─────────┘ ◄────────────────────── └─────────┘
+//	     │        wakeLocked, or next
+//	     │ next says last
+//	     ▼
+//	   ended
+//
+// Whenever mu is free:
+//
+//  1. log.tail ≤ Broker.announced ≤ log.head+1, for all subscribers.
+//  2. If a subscriber waits, no frame from cursor up to announced is for it. So
+//     waking it also moves its cursor up to announced, past what others published.
+//  3. If a subscriber does not wait, somebody will call next for it: its own
+//     goroutine, or whoever has its connection. Before it waits it has looked at
+//     the whole log, at end, and at idle.
+//  4. Only next sets waiting. Only a subscriber that waits is woken: another
+//     would skip frames.
+//  5. Whoever clears waiting gives one signal: a token, or a place in the queue of
+//     connections. A connection whose subscriber waits has no owner, any other
+//     has one: the queue, a worker or a goroutine. Only the owner uses it.
+//  6. A cursor before log.tail means that frames were missed only if one of the
+//     subscriber's topics lost one from there on. After a Reset all did.
+//  7. What next returns counts as received, since a failed write ends the stream.
+//  8. end is set once.
 type subscriber struct {
-	topics []*topic
-	wanted map[*topic]bool // topics again, if they are many
-	client bool            // counts against MaxClients
+	b      *Broker
+	topics []*topic // sorted by name
+	client bool     // counts against MaxClients, and in topic.clients
+	echo   bool     // lastID may be repeated to the client before the log knows it
 
-	// An ID from the query that the history does not know is not repeated in the
-	// stream: any site can link to it.
-	byQuery bool
-	foreign string // that ID
+	// signal takes a token when deliver is to look at the subscriber again. It is
+	// nil if the client was detached: the connection is then put in the queue.
+	signal chan struct{}
+	conn   *conn
+	done   func(error) // given to Detach
 
-	// ch is short, because the ring is the queue: while it is full and the
-	// subscriber behind, a burst gathers in the ring and leaves in one flush.
-	ch     chan *entry // a nil entry only wakes the receiver
-	behind atomic.Bool // changed with mu held; read without it, so that a live subscriber needs no lock
+	// Guarded by mu.
+	places  []int    // index in members of each topic, and in Broker.subs
+	cursor  uint64   // the first frame it has not considered
+	waiting bool     // for a frame, an end, or a reason to say something
+	lost    bool     // what comes after lastID is not in the log
+	resets  int      // of the log, when it was last in it
+	idle    bool     // a keep-alive is due
+	opening []*frame // opens the stream, before anything else
+	held    []*frame // what it is being sent
+	end     error    // why the stream is over
+	got     uint64   // the round in which it received something last
+	cancel  context.CancelFunc
 
-	// Used by the subscriber's own goroutine alone.
-	lastID   string // ID of the last event it got, or what it came with
-	lastSeq  uint64 // the subscriber knows an ID at which this entry has passed
-	replayTo uint64 // entries up to this one are replayed ones
-	lost     bool   // what comes after lastID is not in the ring
+	lastID   string // ID of the last event it received, or what it came with
+	lastSeq  uint64 // the position of the newest ID that it received
+	replayTo uint64 // frames up to this one were published before it came
 
-	// Guarded by the broker's mu.
-	cursor  uint64             // behind: the first entry it has not pulled
-	since   uint64             // lost: the first entry published after that was found
-	sinceID string             // lost: ID of the place right before that
-	seen    uint64             // live: it was handed all that is for it up to this entry
-	index   []int              // live: where it stands in each of its topics
-	cancel  context.CancelFunc // ends a call of CatchUp
+	// began is one more than the round in which a write to the client began, or
+	// 0. It is written by the goroutine that writes.
+	began atomic.Uint64
 
-	cutting sync.Mutex // held during a call of cut, which must not come after the end
+	cutting sync.Mutex // held during a call of cut, which must not come after the handler's return
 	cut     func()     // ends a write
-
-	detached *detached // nil unless Detach took its connection over
 }
 
-func (s *subscriber) wants(e *entry) bool {
-	for _, t := range e.topics {
-		if s.wanted[t] || s.wanted == nil && slices.Contains(s.topics, t) {
+// wants reports whether one of the frame's topics is the subscriber's.
+func (s *subscriber) wants(f *frame) bool {
+	few, many := f.topics, s.topics
+	if len(few) > len(many) {
+		few, many = many, few
+	}
+	if len(many) <= 8 {
+		for _, t := range few {
+			if slices.Contains(many, t) {
+				return true
+			}
+		}
+		return false
+	}
+	for _, t := range few {
+		i := sort.Search(len(many), func(i int) bool { return many[i].name >= t.name })
+		if i < len(many) && many[i] == t {
 			return true
 		}
 	}
 	return false
 }
 
-// wake makes the subscriber's goroutine look at what there is to do. If ch is
-// full it is about to do so anyway. Without a ch it is a worker's turn.
-func (s *subscriber) wake() {
-	select {
-	case s.ch <- nil:
-	default:
-	}
-}
-
-// initLocked prepares the zero Broker. The caller holds mu.
-func (b *Broker) initLocked() {
-	if b.prefix != "" {
-		return
-	}
-	// 40 random bits tell the IDs of two runs of a program apart.
-	b.prefix = strings.ToLower(rand.Text()[:8]) + "-"
-	b.ring.tail, b.fan = 1, 1
-	b.ids = map[string]uint64{}
-	b.topics = map[string]*topic{}
-	b.subs = map[*subscriber]struct{}{}
-	b.warned = map[string]time.Time{}
-	b.maxWorkers = runtime.GOMAXPROCS(0)
-}
-
-// Publish sends ev to every subscriber of the topics, once, and keeps it in the
-// history. No topic is the default topic, whose name is "". Publish waits for
-// no client: one that falls behind catches up from the history. It takes the same
-// short time however many subscribers a topic has.
-//
-// Publish returns the event's ID, which is assigned if ev has none, and "" if the
-// Broker keeps no history and ev has none. An ID that is in the history already is
-// refused with [ErrDuplicateID], which makes it harmless to publish an event again;
-// the ID is returned then too. After Shutdown the error is [ErrClosed], and for an event that cannot
-// be sent that of [Event.AppendText]. After an error nobody was sent anything.
-func (b *Broker) Publish(ev Event, topics ...string) (id string, err error) {
-	if err := ev.check(); err != nil {
-		return "", err
-	}
-	e := newEntry(ev)
-	topics = distinct(topics)
-	b.lock()
-	defer b.mu.Unlock()
-	if b.closed {
-		return "", ErrClosed
-	}
-	b.initLocked()
-	e.seq = b.ring.head + 1
-	if err := b.identifyLocked(e); err != nil {
-		return e.id, err
-	}
-	if e.id != "" && ev.isRetry() {
-		e.body += "\n"
-	}
-	e.topics = b.holdLocked(topics)
-	e.at = time.Now()
-	b.ring.push(e)
-	b.evictLocked()
-	b.published.Add(1)
-	b.fanOutLocked(e)
-	return e.id, nil
-}
-
-// fewLive is how many subscribers Publish itself hands an event to.
-const fewLive = 16
-
-// fanOutLocked has e, the newest entry, handed to its subscribers. If they are
-// many another goroutine does it: Publish returns at once, and a burst is in the
-// ring as a whole before most of them are woken for it.
-func (b *Broker) fanOutLocked(e *entry) {
-	if b.fanning {
-		return
-	}
-	live := 0
-	for _, t := range e.topics {
-		live += len(t.live)
-	}
-	if live <= fewLive {
-		b.fanOutAllLocked()
-		return
-	}
-	b.fanning = true
-	go b.fanOut()
-}
-
-// fanOut hands out entries until there are no more.
-func (b *Broker) fanOut() {
+// join adds s, to begin after lastID.
+func (b *Broker) join(s *subscriber, lastID string, names []string) error {
+	names = distinct(names)
+	// A copy, since it may be part of a long header.
+	lastID = strings.ToValidUTF8(strings.Clone(lastID[:min(len(lastID), maxIDBytes)]), "\ufffd")
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.fanOutUpToLocked(math.MaxUint64, true)
-	b.fanning = false
-}
-
-// fanOutAllLocked hands out what was published, so that each live subscriber has
-// all that is its due, or is behind.
-func (b *Broker) fanOutAllLocked() { b.fanOutUpToLocked(b.ring.head, false) }
-
-// fanOutUpToLocked hands out entries in their order, up to the one numbered last.
-// If it may yield it releases mu for those that wait in lock, and has subscribers
-// that are to get several entries pull them.
-func (b *Broker) fanOutUpToLocked(last uint64, yield bool) {
-	for b.fan <= min(last, b.ring.head) {
-		e := b.ring.at(b.fan)
-		for _, t := range e.topics {
-			// Backwards, because a subscriber that is left behind is removed and
-			// the last one takes its place.
-			for i := len(t.live) - 1; i >= 0; i = min(i, len(t.live)) - 1 {
-				b.handLocked(e, t.live[i].sub, yield && e.seq < b.ring.head)
-				if yield && b.waiting.Load() > 0 {
-					b.mu.Unlock()
-					runtime.Gosched()
-					b.mu.Lock()
-				}
-			}
+	defer b.unlock()
+	b.initLocked()
+	if _, known := b.log.find(lastID); known {
+		s.echo = true
+	}
+	switch {
+	case b.closed:
+		return ErrClosed
+	case s.client && b.MaxClients > 0 && b.clients >= b.MaxClients:
+		b.stats.TurnedAway++
+		return ErrFull
+	}
+	s.b, s.got = b, b.round.Load()
+	s.topics = b.holdTopicsLocked(names)
+	s.places = make([]int, len(s.topics)+1)
+	for nth, t := range s.topics {
+		t.members.add(s, nth)
+	}
+	b.subs.add(s, len(s.topics))
+	if s.client {
+		b.clients++
+		for _, t := range s.topics {
+			t.clients++
 		}
-		b.fan = max(b.fan, e.seq+1) // another call may have come further
 	}
-}
-
-// scratch holds buffers of up to about pieceBytes.
-var scratch = sync.Pool{New: func() any { return new([]byte) }}
-
-// newEntry returns an entry for ev, which was checked.
-func newEntry(ev Event) *entry {
-	buf := scratch.Get().(*[]byte)
-	b := ev.appendBody((*buf)[:0])
-	e := &entry{id: ev.ID, body: string(b)}
-	putScratch(buf, b)
-	return e
-}
-
-func putScratch(buf *[]byte, b []byte) {
-	if cap(b) <= 2*pieceBytes {
-		*buf = b
-		scratch.Put(buf)
-	}
-}
-
-// identifyLocked assigns an ID to an entry that has none, and makes sure that
-// no other entry has the same.
-func (b *Broker) identifyLocked(e *entry) error {
-	if b.History < 0 {
-		return nil
-	}
-	if e.id == "" {
-		e.id = b.assignedID(e.seq)
-		return nil
-	}
-	_, known := b.ids[e.id]
-	if known || strings.HasPrefix(e.id, b.prefix) {
-		return fmt.Errorf("%w %s", ErrDuplicateID, quote(e.id))
-	}
-	b.ids[e.id] = e.seq
+	b.startLocked(s, lastID)
+	b.startSweepLocked()
 	return nil
 }
 
-// assignedID returns the ID of an entry that was published without one. It
-// also stands for the place right after any other entry.
-func (b *Broker) assignedID(seq uint64) string {
-	return string(strconv.AppendUint([]byte(b.prefix), seq, 36))
+// startLocked sets where s begins.
+func (b *Broker) startLocked(s *subscriber, lastID string) {
+	head := b.log.head
+	s.lastID, s.lastSeq, s.replayTo, s.cursor = lastID, head, head, head+1
+	s.resets = b.log.resets
+	first := b.log.replayFrom(time.Now())
+	seq, known := b.log.find(lastID)
+	switch {
+	case lastID == "" && b.CatchUp == nil:
+		s.lastID = b.log.idAfter(head)
+	case lastID == "":
+		s.lost = true
+	case known && seq+1 >= first:
+		s.cursor, s.lastSeq = seq+1, seq
+	case b.log.history >= 0 || b.CatchUp != nil:
+		s.lost, s.cursor = true, first
+		b.stats.Gaps++
+	}
+	if lastID == "" {
+		s.echo = true // nothing that it brought is repeated
+	}
+	s.opening = b.openingLocked(s)
 }
 
-// handLocked hands e to s, or leaves s behind if it is to pull or ch is full.
-func (b *Broker) handLocked(e *entry, s *subscriber, pull bool) {
-	if e.seq <= s.seen { // it listens to another of e's topics, or went live after e
-		return
+// leave removes s, whose stream has ended for this reason.
+func (b *Broker) leave(s *subscriber, reason error) {
+	s.setCut(nil)
+	b.mu.Lock()
+	defer b.unlock()
+	b.stopWaitingLocked(s)
+	b.releaseHeldLocked(s)
+	for nth, t := range s.topics {
+		t.members.remove(s, nth)
 	}
-	s.seen = e.seq
-	if !pull {
-		select {
-		case s.ch <- e:
-			return
-		default: // always for a detached client, which has no channel
+	b.subs.remove(s, len(s.topics))
+	if s.client {
+		b.clients--
+		for _, t := range s.topics {
+			t.clients--
 		}
 	}
-	b.leaveBehindLocked(s, e.seq)
-	if s.detached == nil {
-		b.behind.Add(1)
+	b.releaseTopicsLocked(s.topics)
+	if errors.Is(reason, ErrTooSlow) {
+		b.stats.TooSlow++
 	}
-}
-
-// leaveBehindLocked makes s, which is live, pull what comes from cursor on.
-func (b *Broker) leaveBehindLocked(s *subscriber, cursor uint64) {
-	b.unliveLocked(s)
-	s.cursor = cursor
-	if s.detached != nil {
-		b.queueLocked(s)
-		return
-	}
-	// The subscriber may have emptied ch since it was found full, and would
-	// then sleep on.
-	s.wake()
-}
-
-// unliveLocked has Publish leave out s, which is live.
-func (b *Broker) unliveLocked(s *subscriber) {
-	for nth, t := range s.topics {
-		t.remove(s.index[nth])
-	}
-	s.behind.Store(true)
-	if s.detached != nil {
-		b.restingListLocked(s).remove(s)
-	}
-}
-
-// goLiveLocked makes s, which has pulled all there is, live.
-func (b *Broker) goLiveLocked(s *subscriber) {
-	for nth, t := range s.topics {
-		s.index[nth] = len(t.live)
-		t.live = append(t.live, place{s, nth})
-	}
-	s.behind.Store(false)
-	s.seen = b.ring.head
-	if s.detached != nil {
-		b.restLocked(s)
+	if len(b.subs) == 0 {
+		if b.sweeper != nil {
+			b.sweeper.Stop()
+		}
+		if b.closed {
+			close(b.gone)
+		}
 	}
 }
 
 var defaultTopic = []string{""}
 
-// distinct returns each of the names once; no name is the default topic's.
+// distinct returns each of the names once, sorted. No name is the default topic's.
 func distinct(names []string) []string {
 	switch len(names) {
 	case 0:
@@ -544,32 +771,32 @@ func distinct(names []string) []string {
 	return slices.Compact(slices.Sorted(slices.Values(names)))
 }
 
-// holdLocked returns the topics of these distinct names, each with one more
+// holdTopicsLocked returns the topics of these distinct names, each with one more
 // reference.
-func (b *Broker) holdLocked(names []string) []*topic {
+func (b *Broker) holdTopicsLocked(names []string) []*topic {
 	if len(names) == 1 {
-		return b.holdOneLocked(names[0]).self
+		return b.holdTopicLocked(names[0]).self
 	}
 	topics := make([]*topic, len(names))
 	for i, name := range names {
-		topics[i] = b.holdOneLocked(name)
+		topics[i] = b.holdTopicLocked(name)
 	}
 	return topics
 }
 
-func (b *Broker) holdOneLocked(name string) *topic {
+func (b *Broker) holdTopicLocked(name string) *topic {
 	t := b.topics[name]
 	if t == nil {
-		t = &topic{name: name}
+		t = &topic{name: strings.Clone(name)} // may be part of a long text
 		t.self = []*topic{t}
-		b.topics[name] = t
+		b.topics[t.name] = t
 	}
 	t.refs++
 	return t
 }
 
-// releaseLocked gives the references back.
-func (b *Broker) releaseLocked(topics []*topic) {
+// releaseTopicsLocked gives the references back.
+func (b *Broker) releaseTopicsLocked(topics []*topic) {
 	for _, t := range topics {
 		if t.refs--; t.refs == 0 {
 			delete(b.topics, t.name)
@@ -577,407 +804,7 @@ func (b *Broker) releaseLocked(topics []*topic) {
 	}
 }
 
-// evictLocked removes the entries that the ring need not hold any longer.
-func (b *Broker) evictLocked() {
-	most := max(cmp.Or(b.History, defaultHistory), minQueue)
-	mostBytes := cmp.Or(b.HistoryBytes, defaultHistoryBytes)
-	for b.ring.len() > 1 {
-		tooMany := b.ring.len() > most
-		tooLarge := mostBytes > 0 && b.ring.bytes > mostBytes
-		tooOld := b.ring.len() > minQueue && b.expired(b.ring.at(b.ring.tail))
-		if !tooMany && !tooLarge && !tooOld {
-			return
-		}
-		// The ID of the last evicted entry stays known: a client that has it
-		// has missed nothing yet.
-		b.fanOutUpToLocked(b.ring.tail, false) // or nobody would hear of it
-		delete(b.ids, b.ring.evicted)
-		b.releaseLocked(b.ring.pop().topics)
-	}
-}
-
-func (b *Broker) expired(e *entry) bool {
-	return b.HistoryAge > 0 && time.Since(e.at) > b.HistoryAge
-}
-
-// Reset drops the history and begins a new one. It is for a Broker that is fed
-// from a log elsewhere, when events are missing between what it has and what
-// it will be fed. Every client, those connected now included, is told of a gap
-// as one is whose last event has left the history: CatchUp is asked, or it gets
-// the gap event and then what is published from now on.
-//
-// lastEventID is the ID of the event in that log right before the new history:
-// a client that has seen it has missed nothing. "" leaves that to the Broker.
-// IDs from before are forgotten and may be published again.
-//
-// Reset waits for no client and takes time in proportion to their number. It
-// returns [ErrClosed] after Shutdown, [ErrDuplicateID] for an ID that the
-// Broker assigned, and for one that cannot be sent the error of
-// [Event.AppendText]; then it has done nothing.
-func (b *Broker) Reset(lastEventID string) error {
-	if err := (Event{ID: lastEventID}).check(); err != nil {
-		return err
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.closed {
-		return ErrClosed
-	}
-	b.initLocked()
-	if strings.HasPrefix(lastEventID, b.prefix) {
-		return fmt.Errorf("%w %s", ErrDuplicateID, quote(lastEventID))
-	}
-	b.fanOutAllLocked()
-	for b.ring.len() > 0 {
-		b.releaseLocked(b.ring.pop().topics)
-	}
-	clear(b.ids)
-	// One number is left out, so that the place of a client that has had
-	// everything so far is out of the ring as well.
-	b.ring.head++
-	b.ring.tail = b.ring.head + 1
-	b.fan = b.ring.tail
-	b.ring.evicted = lastEventID
-	if lastEventID != "" && b.History >= 0 {
-		b.ids[lastEventID] = b.ring.head
-	}
-	for s := range b.subs {
-		if !s.behind.Load() {
-			b.leaveBehindLocked(s, b.ring.head)
-		}
-	}
-	return nil
-}
-
-// historyLocked returns the first entry that a client that reconnects may get.
-func (b *Broker) historyLocked() uint64 {
-	if b.History < 0 {
-		return b.ring.head + 1
-	}
-	n := min(b.ring.len(), cmp.Or(b.History, defaultHistory))
-	first := b.ring.head + 1 - uint64(n)
-	return first + uint64(sort.Search(n, func(i int) bool {
-		return !b.expired(b.ring.at(first + uint64(i)))
-	}))
-}
-
-// findLocked returns the number of the entry with this ID, or of the one that
-// it stands right behind.
-func (b *Broker) findLocked(id string) (seq uint64, ok bool) {
-	if seq, ok = b.ids[id]; ok {
-		return seq, true
-	}
-	digits, ok := strings.CutPrefix(id, b.prefix)
-	if !ok || b.History < 0 {
-		return 0, false
-	}
-	seq, err := strconv.ParseUint(digits, 36, 64)
-	return seq, err == nil && seq <= b.ring.head && b.assignedID(seq) == id
-}
-
-// idLocked returns an ID for the place right after the entry numbered seq: its
-// own, if that is still known.
-func (b *Broker) idLocked(seq uint64) string {
-	switch {
-	case b.History < 0:
-		return ""
-	case seq >= b.ring.tail && seq <= b.ring.head:
-		return b.ring.at(seq).id
-	case seq+1 == b.ring.tail && b.ring.evicted != "":
-		return b.ring.evicted
-	}
-	return b.assignedID(seq)
-}
-
-// LastEventID returns the ID of the newest event, or one that stands for the
-// beginning if there is none yet. A stream that is opened with it, by a page
-// that was rendered with it say, has exactly the events published after this
-// call. It is "" if the Broker keeps no history.
-func (b *Broker) LastEventID() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.initLocked()
-	return b.idLocked(b.ring.head)
-}
-
-// join adds s, which begins behind, with its first entry to pull after lastID.
-func (b *Broker) join(s *subscriber, lastID string, names []string) error {
-	names = distinct(names)
-	// A copy, or the rest of a long header would be kept too.
-	lastID = strings.ToValidUTF8(strings.Clone(lastID[:min(len(lastID), maxIDBytes)]), "\ufffd")
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.initLocked()
-	seq, known := b.findLocked(lastID)
-	if s.byQuery && !known {
-		s.foreign = lastID
-	}
-	switch {
-	case b.closed:
-		return ErrClosed
-	case s.client && b.MaxClients > 0 && b.clients >= b.MaxClients:
-		return ErrFull
-	}
-	if s.client {
-		b.clients++
-	}
-	b.subs[s] = struct{}{}
-	s.topics = b.holdLocked(names)
-	s.index = make([]int, len(s.topics))
-	if len(s.topics) > 8 {
-		s.wanted = make(map[*topic]bool, len(s.topics))
-		for _, t := range s.topics {
-			s.wanted[t] = true
-		}
-	}
-	s.behind.Store(true)
-	s.lastID, s.lastSeq, s.replayTo = lastID, b.ring.head, b.ring.head
-	s.cursor, s.since, s.sinceID = b.ring.head+1, b.ring.head+1, b.idLocked(b.ring.head)
-	first := b.historyLocked()
-	switch {
-	case lastID == "" && b.CatchUp == nil:
-		s.lastID = b.idLocked(b.ring.head)
-	case lastID == "":
-		s.lost = true
-	case known && seq+1 >= first:
-		s.cursor, s.lastSeq = seq+1, seq
-	case b.History >= 0 || b.CatchUp != nil:
-		s.lost, s.cursor = true, first
-		b.gaps.Add(1)
-	}
-	return nil
-}
-
-// repeated returns id, or "" if it is not to be repeated to s.
-func (s *subscriber) repeated(id string) string {
-	if id == s.foreign {
-		return ""
-	}
-	return id
-}
-
-// leave removes s.
-func (b *Broker) leave(s *subscriber) {
-	s.setCut(nil)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !s.behind.Load() {
-		b.unliveLocked(s)
-	}
-	if s.client {
-		b.clients--
-	}
-	b.releaseLocked(s.topics)
-	delete(b.subs, s)
-	if b.closed && len(b.subs) == 0 {
-		if b.sweeper != nil {
-			b.sweeper.Stop()
-		}
-		close(b.gone)
-	}
-}
-
-// run gives s what it is owed, through send, until the stream ends, and returns
-// why. It calls send with no entries when s was woken for another reason.
-func (b *Broker) run(ctx context.Context, s *subscriber, send func([]*entry) error) error {
-	defer context.AfterFunc(ctx, s.wake)()
-	for ctx.Err() == nil {
-		if s.lost {
-			if err := b.bridge(ctx, s, send); err != nil {
-				return err
-			}
-		}
-		var first *entry
-		if !s.behind.Load() {
-			first = <-s.ch
-		}
-		if err := b.step(s, first, send); err != nil {
-			return err
-		}
-	}
-	return leftError(ctx)
-}
-
-// batches holds slices of up to about pullEvents entries, so that a subscriber
-// has one only while it is given something.
-var batches = sync.Pool{New: func() any { return new([]*entry) }}
-
-// step gives s the entry it received, if any, and if it is behind what it can
-// pull, all in one call of send. It returns ErrClosed when that was the last.
-func (b *Broker) step(s *subscriber, first *entry, send func([]*entry) error) error {
-	buf := batches.Get().(*[]*entry)
-	batch := (*buf)[:0]
-	if first != nil {
-		batch = append(batch, first)
-	}
-	var end error
-	if s.behind.Load() {
-		batch, end = b.pull(s, batch)
-	}
-	if err := b.give(s, batch, send); err != nil {
-		end = err
-	}
-	clear(batch)
-	*buf = batch[:0]
-	batches.Put(buf)
-	return end
-}
-
-// lock locks mu, for which fanOut steps back.
-func (b *Broker) lock() {
-	b.waiting.Add(1)
-	b.mu.Lock()
-	b.waiting.Add(-1)
-}
-
-// pull appends to batch what waits in s.ch and then what s, which is behind, can
-// take from the ring, and makes s live if that is all. It returns ErrClosed if
-// that is all there will ever be.
-func (b *Broker) pull(s *subscriber, batch []*entry) ([]*entry, error) {
-	b.lock()
-	defer b.mu.Unlock()
-	// What is in ch was published before what is at cursor.
-	select {
-	case e := <-s.ch:
-		if e != nil {
-			batch = append(batch, e)
-		}
-	default:
-	}
-	batch, all := b.pullLocked(s, batch)
-	switch {
-	case !all:
-		return batch, nil
-	case b.closed:
-		return batch, ErrClosed
-	}
-	b.goLiveLocked(s)
-	return batch, nil
-}
-
-// pullLocked appends to batch what s can take from the ring, and tells whether
-// that is all there is.
-func (b *Broker) pullLocked(s *subscriber, batch []*entry) (_ []*entry, all bool) {
-	if s.cursor < b.ring.tail {
-		s.lost, s.cursor, s.since, s.sinceID = true, b.ring.tail, b.ring.head+1, b.idLocked(b.ring.head)
-		b.gaps.Add(1)
-	}
-	if s.lost {
-		return batch, false
-	}
-	bytes := 0
-	for range pullEntries {
-		if s.cursor > b.ring.head {
-			return batch, true
-		}
-		if len(batch) >= pullEvents || bytes >= pullBytes {
-			return batch, false
-		}
-		e := b.ring.at(s.cursor)
-		s.cursor++
-		if s.wants(e) {
-			batch = append(batch, e)
-			bytes += e.size()
-		}
-	}
-	return batch, false
-}
-
-// give sends the batch and takes note of it.
-func (b *Broker) give(s *subscriber, batch []*entry, send func([]*entry) error) error {
-	if err := send(batch); err != nil {
-		return err
-	}
-	b.note(s, batch)
-	return nil
-}
-
-// note takes note of what s has got.
-func (b *Broker) note(s *subscriber, batch []*entry) {
-	events, replayed := 0, 0
-	for _, e := range batch {
-		if e.id != "" {
-			s.lastID, s.foreign = e.id, ""
-		}
-		if !e.mark {
-			events++
-		}
-		if e.seq > 0 && e.seq <= s.replayTo {
-			replayed++
-		}
-		s.lastSeq = max(s.lastSeq, e.seq)
-	}
-	if events > 0 {
-		b.delivered.Add(int64(events))
-	}
-	if replayed > 0 {
-		b.replayed.Add(int64(replayed))
-	}
-}
-
-// bridge gives s, whose place is not in the history, what CatchUp yields, or
-// else the gap event, and has it go on from there.
-func (b *Broker) bridge(ctx context.Context, s *subscriber, send func([]*entry) error) error {
-	s.lost = false
-	if b.CatchUp == nil {
-		b.mu.Lock()
-		s.lastSeq = s.cursor - 1
-		id := b.idLocked(s.lastSeq)
-		b.mu.Unlock()
-		gap := newEntry(Event{Type: "gap", Data: s.repeated(s.lastID)})
-		gap.id = id
-		return b.give(s, []*entry{gap}, send)
-	}
-	asking, cancel := context.WithCancel(ctx)
-	defer cancel()
-	b.mu.Lock()
-	s.cancel = cancel
-	if b.impatient {
-		cancel()
-	}
-	b.mu.Unlock()
-
-	var batch []*entry
-	asked := s.lastID
-	bytes, last := 0, asked
-	for ev, err := range b.CatchUp(asking, Missed{LastEventID: asked, UpTo: s.sinceID, Topics: names(s.topics)}) {
-		if err == nil {
-			err = ev.check()
-		}
-		switch {
-		case err == nil:
-		case ctx.Err() != nil:
-			return leftError(ctx)
-		case asking.Err() != nil:
-			return errCut
-		default:
-			b.warn("sse: CatchUp failed", "error", err)
-			return fmt.Errorf("sse: CatchUp: %w", err)
-		}
-		e := newEntry(ev)
-		batch, bytes, last = append(batch, e), bytes+e.size(), ev.ID
-		if len(batch) >= pullEvents || bytes >= pullBytes {
-			if err := b.give(s, batch, send); err != nil {
-				return err
-			}
-			batch, bytes = batch[:0], 0
-		}
-	}
-	b.mu.Lock()
-	s.cursor = s.since
-	if seq, ok := b.findLocked(last); ok && seq+1 >= b.ring.tail {
-		s.cursor = seq + 1
-	} else if s.since >= b.ring.tail || last == asked && last != "" {
-		// A client that is cut off after this has all of CatchUp's events.
-		batch = append(batch, b.placeMark(s.sinceID)...)
-	} // else pull finds it lost, and CatchUp is asked for what comes after last
-	s.lastSeq = s.cursor - 1
-	s.cancel = nil
-	b.mu.Unlock()
-	return b.give(s, batch, send)
-}
-
-func names(topics []*topic) []string {
+func topicNames(topics []*topic) []string {
 	names := make([]string, len(topics))
 	for i, t := range topics {
 		names[i] = t.name
@@ -985,17 +812,462 @@ func names(topics []*topic) []string {
 	return names
 }
 
-// Serve answers r with the stream of these topics, and blocks until it ends.
-// No topic is the default topic. The client first gets what it missed since its
-// [LastEventID]; a client without one begins with the next event published.
-// What runs before and after the call is the place to authorise, count and log.
+// waitLocked makes s, which has considered the whole log, wait.
+func (b *Broker) waitLocked(s *subscriber) {
+	s.waiting = true
+	for _, t := range s.topics {
+		t.aware++
+	}
+}
+
+// stopWaitingLocked makes s read on, if it waits. Nothing up to announced is for
+// it.
+func (b *Broker) stopWaitingLocked(s *subscriber) {
+	if !s.waiting {
+		return
+	}
+	for _, t := range s.topics {
+		if s.cursor <= t.newest {
+			t.unaware--
+		} else {
+			t.aware--
+		}
+	}
+	s.waiting = false
+	s.cursor = max(s.cursor, b.announced)
+}
+
+// wakeLocked wakes s, which waits: deliver or a worker will call next for it.
+func (b *Broker) wakeLocked(s *subscriber) {
+	b.stopWaitingLocked(s)
+	if s.signal != nil {
+		b.woken = append(b.woken, s.signal)
+	} else {
+		b.conns.push(s.conn)
+	}
+}
+
+// walkLocked calls visit for the members, from the last to the first, until it
+// returns false. It gives mu up now and then, so nobody waits long for it.
+// Those who join meanwhile are not visited.
+func (b *Broker) walkLocked(m *members, visit func(*subscriber) bool) {
+	n := 0
+	for i := len(*m) - 1; i >= 0; i = min(i, len(*m)) - 1 {
+		if n++; n%signalsAtOnce == 0 {
+			b.pause()
+			if i >= len(*m) {
+				continue
+			}
+		}
+		if !visit((*m)[i].sub) {
+			return
+		}
+	}
+}
+
+// pause lets others have mu for a moment, and gives signals.
+func (b *Broker) pause() {
+	b.unlock()
+	b.mu.Lock()
+}
+
+// announce wakes those who wait for what was published. Publish starts it where
+// they may be many, and returns at once: a burst is in the log as a whole before
+// most of them are woken for it.
+func (b *Broker) announce() {
+	b.mu.Lock()
+	defer b.unlock()
+	b.announceLocked(true)
+	b.announcing = false
+}
+
+// announceLocked wakes those who wait for a frame from announced on. If it may
+// pause, others may announce as well and come further.
+func (b *Broker) announceLocked(mayPause bool) {
+	looked := 0
+	for b.announced <= b.log.head {
+		f := b.log.at(b.announced)
+		for _, t := range f.topics {
+			looked = b.wakeUnawareLocked(t, f.seq, looked, mayPause)
+			if b.announced != f.seq {
+				break
+			}
+		}
+		if b.announced == f.seq {
+			b.announced++
+		}
+	}
+}
+
+// wakeUnawareLocked wakes the members of t that wait and are unaware of its newest
+// frame. If it may pause it does so after some members, counted in looked, and
+// returns early if the frame numbered seq was announced meanwhile. It ends with
+// the last that was unaware as it began, since those who wait may be few among
+// many that do not.
+func (b *Broker) wakeUnawareLocked(t *topic, seq uint64, looked int, mayPause bool) int {
+	newest, left := t.newest, t.unaware
+	for i := len(t.members) - 1; i >= 0 && left > 0; i = min(i, len(t.members)) - 1 {
+		if s := t.members[i].sub; s.waiting && s.cursor <= newest {
+			b.wakeLocked(s)
+			left--
+		}
+		if looked++; mayPause && looked%signalsAtOnce == 0 {
+			if b.pause(); b.announced != seq {
+				break
+			}
+		}
+	}
+	return looked
+}
+
+// ----- Delivery -----
+
+const (
+	// A batch has no more than this: frames, their bytes, and comparisons of topics
+	// that were made with mu held.
+	batchFrames = 256
+	batchBytes  = pieceBytes
+	batchWork   = 1024
+)
+
+// next is the only place that decides what a subscriber is sent next and how it
+// goes on. It appends that to batch, which it empties first. What it returned the
+// last time has been sent.
+func (s *subscriber) next(batch []*frame) ([]*frame, step) {
+	b := s.b
+	b.mu.Lock()
+	defer b.unlock()
+	b.releaseHeldLocked(s)
+	b.stopWaitingLocked(s)
+	clear(batch)
+	batch = append(batch[:0], s.opening...)
+	s.opening = nil
+	if s.end != nil {
+		return b.sayGoodbyeLocked(s, s.end, batch), last
+	}
+	if b.checkLostLocked(s); s.lost {
+		if b.CatchUp != nil {
+			return batch, askCatchUp
+		}
+		batch = append(batch, b.gapLocked(s))
+	}
+	batch = b.readLogLocked(s, batch)
+	switch {
+	case s.cursor <= b.log.head:
+		return batch, again
+	case b.closed:
+		return b.sayGoodbyeLocked(s, ErrClosed, batch), last
+	case len(batch) > 0:
+		return batch, again
+	case s.idle:
+		batch = b.keepAliveLocked(s)
+		return batch, again
+	}
+	b.waitLocked(s)
+	return batch, wait
+}
+
+// readLogLocked appends to batch what the log holds for s from its cursor on, up
+// to the limits of a batch.
+func (b *Broker) readLogLocked(s *subscriber, batch []*frame) []*frame {
+	from, bytes, work := len(batch), 0, 0
+	for s.cursor <= b.log.head && len(batch)-from < batchFrames && bytes < batchBytes && work < batchWork {
+		f := b.log.at(s.cursor)
+		s.cursor++
+		work += 1 + min(len(f.topics), len(s.topics))
+		if s.wants(f) {
+			batch = append(batch, f)
+			bytes += len(f.body)
+		}
+	}
+	b.receivedLocked(s, batch[from:])
+	if s.client && len(batch) > from {
+		s.held = batch[from:]
+		for _, f := range s.held {
+			f.holders++
+		}
+	}
+	return batch
+}
+
+// receivedLocked notes that s received the batch, or is about to.
+func (b *Broker) receivedLocked(s *subscriber, batch []*frame) {
+	if len(batch) == 0 {
+		return
+	}
+	s.idle, s.got = false, b.round.Load()
+	for _, f := range batch {
+		if f.id != "" {
+			s.lastID, s.echo = f.id, true
+			s.lastSeq = max(s.lastSeq, f.seq)
+		}
+		if !f.mark {
+			b.stats.Delivered++
+		}
+		if f.seq > 0 && f.seq <= s.replayTo {
+			b.stats.Replayed++
+		}
+	}
+}
+
+// releaseHeldLocked notes that s has been sent what it was to be sent.
+func (b *Broker) releaseHeldLocked(s *subscriber) {
+	for _, f := range s.held {
+		if f.holders--; f.holders == 0 && f.seq < b.log.tail && f.isLarge() {
+			b.pinned -= f.size()
+			b.pinnedN--
+		}
+	}
+	s.held = nil
+}
+
+// limitPinnedLocked disconnects the clients that have been at a large frame longest,
+// if such frames have left the log, are kept for slow clients alone, and take up more
+// than HistoryBytes. A single frame is left to them, whatever its size.
+func (b *Broker) limitPinnedLocked() {
+	if b.log.bytes < 0 || b.pinned <= b.log.bytes || b.pinnedN < 2 {
+		return
+	}
+	type holder struct {
+		sub *subscriber
+		seq uint64
+	}
+	var slow []holder
+	for _, m := range b.subs {
+		if n := len(m.sub.held); n > 0 { // a large frame is the last of its batch
+			if f := m.sub.held[n-1]; f.seq < b.log.tail && f.isLarge() {
+				slow = append(slow, holder{m.sub, f.seq})
+			}
+		}
+	}
+	slices.SortFunc(slow, func(a, b holder) int { return cmp.Compare(a.seq, b.seq) })
+	var late []*subscriber
+	for _, h := range slow {
+		if b.pinned <= b.log.bytes || b.pinnedN < 2 {
+			break
+		}
+		b.endLocked(h.sub, errHoldsTooMuch)
+		b.releaseHeldLocked(h.sub)
+		late = append(late, h.sub)
+	}
+	go cutAll(late)
+}
+
+var errHoldsTooMuch = fmt.Errorf("%w: keeps more than HistoryBytes from being freed", ErrTooSlow)
+
+// checkLostLocked notes whether s has missed frames that have left the log, and
+// moves a cursor that is before the log up to it.
+func (b *Broker) checkLostLocked(s *subscriber) {
+	missed := s.resets != b.log.resets
+	for i := 0; s.cursor < b.log.tail && i < len(s.topics) && !missed; i++ {
+		missed = s.topics[i].evicted >= s.cursor
+	}
+	if missed && !s.lost {
+		s.lost = true
+		b.stats.Gaps++
+	}
+	s.resets = b.log.resets
+	s.cursor = max(s.cursor, b.log.tail)
+}
+
+// gapLocked returns the event that tells s of a gap.
+func (b *Broker) gapLocked(s *subscriber) *frame {
+	gap := Event{Type: "gap"}
+	if s.echo {
+		gap.Data = s.lastID
+	}
+	f := newFrame(gap)
+	s.lost, s.lastSeq = false, s.cursor-1
+	f.id = b.log.idAfter(s.lastSeq)
+	b.receivedLocked(s, []*frame{f})
+	return f
+}
+
+// endLocked ends the stream of s for this reason, unless it has ended for another
+// one. What is under way for it, it is told then.
+func (b *Broker) endLocked(s *subscriber, reason error) {
+	if s.end != nil {
+		return
+	}
+	s.end = reason
+	if s.cancel != nil {
+		s.cancel()
+	}
+	if s.waiting {
+		b.wakeLocked(s)
+	}
+}
+
+// endFor is endLocked for whoever sends to s, and does so no longer. It returns the
+// reason that s ended for.
+func (s *subscriber) endFor(reason error) error {
+	s.b.mu.Lock()
+	defer s.b.unlock()
+	s.b.releaseHeldLocked(s)
+	s.b.endLocked(s, reason)
+	return s.end
+}
+
+// batches holds slices of up to about batchFrames, so that a subscriber has one
+// only while it is sent something.
+var batches = sync.Pool{New: func() any { return new([]*frame) }}
+
+// deliver is the only loop that may block. It sends batch, goes on as then says,
+// and so forth with what next returns, until the stream ends, and returns why. For
+// a detached client it returns nil as soon as the client waits; another goroutine
+// may have its connection by then.
+func (s *subscriber) deliver(ctx context.Context, batch []*frame, then step, send func([]*frame) error) error {
+	if s.signal != nil {
+		defer context.AfterFunc(ctx, func() { give(s.signal) })()
+	}
+	var buf *[]*frame // what batch is in, unless the caller gave it
+	for {
+		if len(batch) > 0 {
+			if err := send(batch); err != nil {
+				return s.endFor(err)
+			}
+		}
+		switch then {
+		case last:
+			return s.endFor(ErrClosed) // unless it has ended for another reason
+		case askCatchUp:
+			if err := s.catchUp(ctx, send); err != nil {
+				s.endFor(err)
+			}
+		case wait:
+			if s.signal == nil {
+				return nil
+			}
+			if buf != nil {
+				*buf = batch[:0]
+				batches.Put(buf)
+			}
+			batch = nil
+			<-s.signal
+		}
+		if ctx.Err() != nil {
+			s.endFor(leftError(ctx))
+		}
+		if batch == nil {
+			buf = batches.Get().(*[]*frame)
+			batch = *buf
+		}
+		batch, then = s.next(batch)
+	}
+}
+
+// catchUp gives s what CatchUp yields and sets where it goes on in the log. It is
+// for a subscriber that is lost.
+func (s *subscriber) catchUp(ctx context.Context, send func([]*frame) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	b := s.b
+	b.mu.Lock()
+	since, resets := b.log.head+1, b.log.resets
+	missed := Missed{LastEventID: s.lastID, UpTo: b.log.idAfter(b.log.head), Topics: topicNames(s.topics)}
+	s.lost, s.resets, s.cancel = false, resets, cancel
+	if s.end != nil {
+		cancel()
+	}
+	b.unlock()
+
+	var batch []*frame
+	flush := func() error {
+		if err := s.receive(batch); err != nil || len(batch) == 0 {
+			return err
+		}
+		err := send(batch)
+		batch = batch[:0]
+		return err
+	}
+	bytes, yielded, lastID := 0, false, missed.LastEventID
+	for ev, err := range b.CatchUp(ctx, missed) {
+		if err == nil {
+			err = ev.check()
+		}
+		if err != nil {
+			return s.catchUpFailed(ctx, err)
+		}
+		f := newFrame(ev)
+		batch, bytes = append(batch, f), bytes+len(f.body)
+		yielded, lastID = true, ev.ID
+		if len(batch) >= batchFrames || bytes >= batchBytes {
+			if err := flush(); err != nil {
+				return err
+			}
+			bytes = 0
+		}
+	}
+	batch = append(batch, s.goOn(since, missed.UpTo, lastID, yielded)...)
+	return flush()
+}
+
+// receive is receivedLocked for what does not come from next. It returns the
+// reason if the stream has ended.
+func (s *subscriber) receive(batch []*frame) error {
+	s.b.mu.Lock()
+	defer s.b.unlock()
+	if s.end == nil {
+		s.b.receivedLocked(s, batch)
+	}
+	return s.end
+}
+
+// catchUpFailed returns the reason why a stream ends in which CatchUp yielded err.
+func (s *subscriber) catchUpFailed(ctx context.Context, err error) error {
+	s.b.mu.Lock()
+	end := s.end
+	s.b.unlock()
+	switch {
+	case end != nil:
+		return end
+	case ctx.Err() != nil:
+		return leftError(ctx)
+	}
+	s.b.warn("sse: CatchUp failed", "error", err)
+	return fmt.Errorf("sse: CatchUp: %w", err)
+}
+
+// goOn sets where s goes on after CatchUp, which was called when since was the next
+// frame to be published, right after the ID upTo. lastID is that of the last event
+// yielded, or that of s if there was none. It returns what tells the client its
+// position, if its last event does not.
+func (s *subscriber) goOn(since uint64, upTo, lastID string, yielded bool) []*frame {
+	b := s.b
+	b.mu.Lock()
+	defer b.unlock()
+	s.cancel = nil
+	if seq, ok := b.log.find(lastID); ok && seq+1 >= b.log.tail {
+		s.cursor, s.lastSeq, s.resets = seq+1, seq, b.log.resets
+		return nil
+	}
+	s.cursor, s.lastSeq = since, since-1
+	wasReset := s.resets != b.log.resets
+	if b.checkLostLocked(s); s.lost && (yielded || wasReset) {
+		return nil // CatchUp is called again, for what comes after the last event
+	}
+	return b.placeMark(upTo)
+}
+
+// ----- Clients -----
+
+// Serve answers r with the stream of these topics and blocks until the stream
+// ends. If no topic is named, it is the default topic. The client first receives
+// what it missed since its [LastEventID]; a client without one begins with the next
+// event published. Code before and after the call can authorize, count and log.
+//
+//	err := broker.Serve(w, r, "room/"+room, "announcements")
 //
 // Serve returns why the stream ended: an error that wraps [ErrClientLeft],
-// [ErrTooSlow], [ErrClosed] after Shutdown, [ErrFull] if there were MaxClients
-// clients already, an error of CatchUp, or [http.ErrNotSupported] where
-// [NewWriter] finds that w cannot be flushed. It returns nil only for HEAD, whose
-// answer is the headers alone. The stream ends early when the request's context
-// does; the program may give r one of its own, to revoke a client's access say.
+// [ErrTooSlow], [ErrClosed] or [ErrFull], an error of CatchUp, or
+// [http.ErrNotSupported] if w cannot be flushed, as for [NewWriter]. It returns nil
+// only for a HEAD request, which it answers with the headers alone. The stream ends
+// when r's context is done; to revoke access, pass a request with a context that you
+// can cancel.
+//
+// A GET over HTTP/1.1 is answered without chunks: the stream ends with its
+// connection, which needs fewer writes. That is no less safe, since a Broker's
+// stream has no end of its own that a truncated one could be mistaken for.
 func (b *Broker) Serve(w http.ResponseWriter, r *http.Request, topics ...string) error {
 	if r.Method == http.MethodHead {
 		_, err := NewWriter(w, r)
@@ -1005,35 +1277,15 @@ func (b *Broker) Serve(w http.ResponseWriter, r *http.Request, topics ...string)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		b.leave(s)
-		b.debug(r, "sse: client gone", "reason", err)
-	}()
-	b.came(r, s)
-	err = b.stream(w, r, s)
+	err = errPanic
+	defer func() { s.left(r, err) }()
+	s.came(r)
+	err = s.stream(w, r)
 	return err
 }
 
-// admit makes the client a subscriber, or turns it away.
-func (b *Broker) admit(w http.ResponseWriter, r *http.Request, topics []string) (*subscriber, error) {
-	s, lastID := &subscriber{client: true, byQuery: r.Header.Get("Last-Event-ID") == ""}, LastEventID(r)
-	err := b.join(s, lastID, topics)
-	if err == nil {
-		return s, nil
-	}
-	b.debug(r, "sse: client turned away", "reason", err)
-	if errors.Is(err, ErrFull) {
-		b.warn("sse: clients are turned away", "MaxClients", b.MaxClients)
-	}
-	// A browser gives up for good on an answer that is no stream.
-	out := newWriter(w, r, b.WriteTimeout)
-	out.endless = true
-	out.open(r, encode(b.farewell(s.repeated(lastID))))
-	return nil, err
-}
-
-// ServeHTTP serves the default topic, as [Broker.Serve] does, to GET and HEAD.
-// Any other method is answered with status 405.
+// ServeHTTP serves the default topic to GET and HEAD, as [Broker.Serve] does. Any
+// other method is answered with status 405.
 func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
@@ -1043,121 +1295,34 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	b.Serve(w, r)
 }
 
-// stream is Serve for s, which was admitted. All it writes is written by this
-// goroutine, keep-alives included.
-func (b *Broker) stream(w http.ResponseWriter, r *http.Request, s *subscriber) error {
-	out := newWriter(w, r, b.WriteTimeout)
-	out.endless = true // see endsWithConnection
-	s.ch = make(chan *entry, 1)
-	b.canCut(s, out.cut)
-	if err := out.open(r, encode(b.welcome(s))); err != nil {
-		if errors.Is(err, http.ErrNotSupported) {
-			b.warn("sse: no stream is possible", "error", err)
-		}
-		if out.isCut.Load() {
-			err = errCut
-		}
-		return err
-	}
-	if out.noDeadline {
-		b.warn("sse: WriteTimeout has no effect, no deadline can be set", "behind", fmt.Sprintf("%T", innermost(w)))
-	}
-	out.liftReadDeadline()
-	defer out.setReadDeadline()
-	// Here a deadline may be left standing. Elsewhere it would do harm when it passes
-	// on an idle stream: over HTTP/2 it resets the stream, and over TLS there may be a
-	// write at any time, if the client asks for a new key.
-	if r.ProtoMajor == 1 && r.TLS == nil {
-		out.keep = true
-		defer out.clearDeadline()
-	}
-
-	period := b.keepAlivePeriod()
-	var due atomic.Bool // the timer fired: look whether the client was idle all the time
-	var timer *time.Timer
-	if period > 0 {
-		timer = time.AfterFunc(period, func() { due.Store(true); s.wake() })
-		defer timer.Stop()
-	}
-	err := b.run(r.Context(), s, func(batch []*entry) error {
-		if due.Load() {
-			due.Store(false)
-			if len(batch) == 0 && time.Since(out.wrote) >= period {
-				batch = append(batch, b.keepAlive(s)...)
-			}
-			defer func() { timer.Reset(period - time.Since(out.wrote)) }()
-		}
-		return write(out, batch)
-	})
-	switch {
-	case out.isCut.Load():
-		return errCut
-	case errors.Is(err, ErrClosed):
-		write(out, b.farewell(""))
-	}
-	return err
-}
-
-// canCut tells Shutdown how to end a write to s.
-func (b *Broker) canCut(s *subscriber, cut func()) {
-	s.setCut(cut)
-	b.mu.Lock()
-	tooLate := b.impatient // Shutdown may have looked before
-	b.mu.Unlock()
-	if tooLate {
-		cut()
-	}
-}
-
-func (s *subscriber) setCut(cut func()) {
-	s.cutting.Lock()
-	defer s.cutting.Unlock()
-	s.cut = cut
-}
-
-// write writes the entries to a client, and flushes them together.
-func write(out *Writer, batch []*entry) error {
-	if len(batch) == 0 {
-		return nil
-	}
-	if err := out.begin(); err != nil {
-		return err
-	}
-	if err := pieces(batch, 0, out.put); err != nil {
-		return err
-	}
-	return out.end()
-}
-
-// Detach is Serve for very many clients: it begins the stream and returns at
-// once, having taken the connection away from net/http. A client then costs its
-// socket and about 2 KB, where a handler that runs costs some 28 KB. All that is
-// said of Serve holds: replay, gaps, keep-alives, WriteTimeout, MaxClients,
-// Shutdown. Detach then returns true.
-//
-// The stream's end, at once or much later, is told to done, which may be nil. It
-// is called exactly once, before Detach returns or from another goroutine, with
-// what Serve would have returned; Shutdown waits for it. A panic in it is logged
-// and costs nobody else. What a handler does before and after Serve goes before
-// Detach and into done:
+// Detach is Serve for very many clients: it begins the stream, takes the connection
+// over from net/http and returns true at once. A client then costs its socket and
+// about 2 KB, where a running handler costs about 28 KB. When the stream ends, Detach
+// calls done exactly once, if it is not nil, with what Serve would have returned:
 //
 //	online.Add(user)
-//	broker.Detach(w, r, func(err error) { online.Remove(user) }, "prices")
+//	broker.Detach(w, r, func(error) { online.Remove(user) }, "prices")
 //
-// The handler must not touch w after that. The stream goes past what wraps w: what
-// middleware adds as the headers are written, counts or compresses. The request's
-// context ends when the handler returns and has no part in the stream, so a client
-// whose access is to be revoked is one for Serve. A client that closes its
-// connection is noticed by the next write, at the latest by the next keep-alive;
-// one that vanished, on Linux, about WriteTimeout after that.
+// The stream bypasses middleware that wraps w, and the request's context has no
+// part in it. The handler must not use w after the call. A client that closes its
+// connection is noticed by the next write to it, at the latest by the next
+// keep-alive; on Linux, a client that vanished is noticed about WriteTimeout later.
 //
-// The stream is delimited by the end of the connection. Where that cannot be
-// taken over, because the client speaks HTTP/2, or a ResponseWriter offers no
-// Hijack, or the request has a body, or Varnish would hold back the beginning,
-// Detach serves the client as Serve does, blocks until it has left, and returns
-// false, as it does for a client that it turns away. Over TLS a
-// client costs the memory of crypto/tls as well, and a goroutine for each write.
-func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error), topics ...string) bool {
+// done may be called before Detach returns, or from another goroutine. Shutdown
+// waits for it, so it must not call Shutdown. A panic in done is logged.
+//
+// Detach serves the client as Serve does, and returns false when the stream has
+// ended, where it cannot take the connection over:
+//
+//   - the client speaks HTTP/2, or the server is not net/http's, as in package fcgi;
+//   - a ResponseWriter that wraps the server's has neither Hijack nor Unwrap;
+//   - the request has a body;
+//   - the request came through Varnish, or a client says so by an X-Varnish header;
+//     Varnish holds back the beginning of a response without chunks.
+//
+// It also returns false if the client was turned away. Over TLS, a client costs the
+// memory of crypto/tls as well.
+func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error), topics ...string) (detached bool) {
 	if done == nil {
 		done = func(error) {}
 	}
@@ -1170,445 +1335,366 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 		done(err)
 		return false
 	}
-	taken := false // over by others, who end the stream
 	err = errPanic
 	defer func() {
-		if !taken {
-			defer b.leave(s) // Shutdown waits for done
+		if !detached {
+			defer s.left(r, err) // Shutdown waits for done
 			done(err)
 		}
 	}()
-	if b.logger().Enabled(r.Context(), slog.LevelDebug) { // or r would be kept for nothing
-		tell := done
-		done = func(err error) {
-			b.debug(r, "sse: client gone", "reason", err)
-			tell(err)
-		}
-	}
-	b.came(r, s)
-	h := hijack(w, r, b.WriteTimeout)
-	if h == nil {
-		err = b.stream(w, r, s)
+	s.came(r)
+	c := takeOver(w, r, b.WriteTimeout)
+	if c == nil {
+		err = s.stream(w, r)
 		return false
 	}
-	d := &detached{hijacked: h, done: done}
+	head, ctx := responseHead(w.Header(), r), context.Background()
 	if b.CatchUp != nil {
-		d.ctx = context.WithoutCancel(r.Context())
+		ctx = context.WithoutCancel(r.Context())
 	}
-	d.hello = append([]*entry{{mark: true, body: responseHead(w.Header(), r)}}, b.welcome(s)...)
-	b.canCut(s, d.cut)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	s.detached, taken = d, true
-	b.queueLocked(s)
+	if !b.logger().Enabled(r.Context(), slog.LevelDebug) {
+		r = nil // not kept for nothing
+	}
+	s.detach(ctx, c, head, func(err error) {
+		defer s.left(r, err)
+		b.guard("the function given to Detach", func() { done(err) })
+	})
 	return true
 }
 
-// A detached is what a subscriber has instead of a channel and a goroutine.
-type detached struct {
-	*hijacked
-
-	// For the goroutine that has the connection.
-	hello        []*entry        // opens the stream, if it was not written yet
-	ctx          context.Context // for CatchUp
-	done         func(error)
-	suspect      bool // to be checked whether the client has left
-	saidFarewell bool // the client was told to come back later
-
-	// Guarded by the broker's mu.
-	prev, next *subscriber // in its list
-	since      time.Time   // when it went live
-	isChecked  bool        // it is in the broker's checked
-	idle       bool        // it needs a keep-alive
+// admit makes the client a subscriber, or turns it away.
+func (b *Broker) admit(w http.ResponseWriter, r *http.Request, topics []string) (*subscriber, error) {
+	s := &subscriber{client: true, echo: r.Header.Get("Last-Event-ID") != ""}
+	lastID := LastEventID(r)
+	err := b.join(s, lastID, topics)
+	if err == nil {
+		return s, nil
+	}
+	b.debug(r, "sse: client turned away", "reason", err)
+	if errors.Is(err, ErrFull) {
+		b.warn("sse: clients are turned away", "MaxClients", b.MaxClients)
+	}
+	// A browser gives up for good on an answer that is no stream.
+	out := newWriter(w, r, b.WriteTimeout)
+	out.endless = true
+	if out.start(r) == nil {
+		out.write(appendFrames(nil, b.goodbye(err, s.repeatable(lastID))))
+	}
+	return nil, err
 }
 
-// A list is a queue of detached clients, each of which is in one at most.
-type list struct{ first, last *subscriber }
-
-func (l *list) push(s *subscriber) {
-	s.detached.prev, s.detached.next = l.last, nil
-	if l.last == nil {
-		l.first = s
-	} else {
-		l.last.detached.next = s
-	}
-	l.last = s
-}
-
-func (l *list) remove(s *subscriber) {
-	prev, next := s.detached.prev, s.detached.next
-	if prev == nil {
-		l.first = next
-	} else {
-		prev.detached.next = next
-	}
-	if next == nil {
-		l.last = prev
-	} else {
-		next.detached.prev = prev
-	}
-	s.detached.prev, s.detached.next = nil, nil
-}
-
-// queueLocked has a worker give s what it is owed. There are workers only as long
-// as there is work.
-func (b *Broker) queueLocked(s *subscriber) {
-	b.queue.push(s)
-	if b.workers < b.maxWorkers {
-		b.workers++
-		go b.work()
+// left takes note that the stream of s has ended for this reason.
+func (s *subscriber) left(r *http.Request, reason error) {
+	s.b.leave(s, reason)
+	if r != nil {
+		s.b.debug(r, "sse: client gone", "reason", reason)
 	}
 }
 
-// work serves the clients in the queue, none of which it waits for.
-func (b *Broker) work() {
-	once := newAttempt()
-	var batch []*entry
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for b.queue.first != nil {
-		s := b.queue.first
-		b.queue.remove(s)
-		for more := true; more; clear(batch) {
-			batch, more = b.serveLocked(s, once, batch[:0])
-		}
+// stream serves s, which was admitted, from the handler's goroutine. All that is
+// written is written by it.
+func (s *subscriber) stream(w http.ResponseWriter, r *http.Request) error {
+	b := s.b
+	out := newWriter(w, r, b.WriteTimeout)
+	out.endless, out.swept = true, true
+	s.signal = make(chan struct{}, 1)
+	s.setCut(out.cut)
+	s.writing(true)
+	defer out.finish()
+	if err := out.start(r); err != nil {
+		b.warnNoStream(err)
+		return s.endFor(err)
 	}
-	b.workers--
-}
-
-// serveLocked writes to s, with mu released, as much as it can take at once, and
-// tells whether there may be more for it. If not, s is live, has left, or is the
-// business of attend.
-func (b *Broker) serveLocked(s *subscriber, once *attempt, batch []*entry) (_ []*entry, more bool) {
-	d := s.detached
-	batch, all := b.owedLocked(s, batch)
-	switch {
-	case s.lost || d.raw == nil && len(batch) > 0:
-		go b.attend(s, slices.Clone(batch), 0)
-		return batch, false
-	case len(batch) == 0 && all && !b.closed:
-		b.goLiveLocked(s)
-		return batch, false
+	if out.noDeadline && b.writeTimeout() > 0 {
+		b.warn("sse: WriteTimeout has no effect, no deadline can be set", "behind", fmt.Sprintf("%T", innermost(w)))
 	}
-	b.mu.Unlock()
-	defer b.mu.Lock()
-	switch {
-	case len(batch) == 0 && all:
-		b.dismiss(s, ErrClosed)
-		return batch, false
-	case d.suspect && once.peerLeft(d.hijacked):
-		b.dismiss(s, ErrClientLeft)
-		return batch, false
-	case d.isSilent():
-		b.dismiss(s, errSilent)
-		return batch, false
-	}
-	d.suspect = false
-	written := 0
-	err := pieces(batch, 0, func(piece []byte) error {
-		n, err := once.put(d.hijacked, piece)
-		written += n
-		return err
+	err := s.deliver(r.Context(), nil, again, func(batch []*frame) error {
+		defer s.writing(false)
+		return out.sendFrames(batch, s)
 	})
-	if err != nil {
-		b.behind.Add(1)
-		go b.attend(s, slices.Clone(batch), written)
-		return batch, false
-	}
-	b.note(s, batch)
-	return batch, true
+	b.warnNoStream(err)
+	return err
 }
 
-// attend gives s what it is owed, in a goroutine of its own that may wait for the
-// client or for CatchUp. It begins with batch, without its first skip bytes.
-func (b *Broker) attend(s *subscriber, batch []*entry, skip int) {
-	d := s.detached
-	send := func(batch []*entry) (err error) {
-		if d.suspect {
-			d.suspect = false
-			err = d.peerLeft()
-		}
-		if err == nil && d.raw == nil && d.isSilent() { // else put waits for whoever is silent
-			err = errSilent
-		}
-		if err == nil {
-			err = pieces(batch, skip, d.put)
-			skip = 0
-		}
-		return err
+// writing notes that a write to the client begins, or that there is none under way.
+func (s *subscriber) writing(yes bool) {
+	if yes {
+		s.began.Store(s.b.round.Load() + 1)
+	} else {
+		s.began.Store(0)
 	}
-	err := b.give(s, batch, send)
-	for err == nil {
-		if s.lost {
-			err = b.guard("CatchUp", func() error { return b.bridge(d.ctx, s, send) })
-			if err != nil {
-				break
-			}
-		}
-		var all bool
-		b.mu.Lock()
-		batch, all = b.owedLocked(s, batch[:0])
-		if len(batch) == 0 && all && !b.closed {
-			d.conn.SetWriteDeadline(time.Time{}) // or the next worker's attempt fails
-			if d.raw != nil {
-				d.answered = time.Now() // it has made room since its socket was full
-			}
-			b.goLiveLocked(s)
-			b.mu.Unlock()
-			return
-		}
-		b.mu.Unlock()
-		if len(batch) == 0 && all {
-			err = ErrClosed
-		} else {
-			err = b.give(s, batch, send)
-		}
-	}
-	b.dismiss(s, err)
 }
 
-// owedLocked appends to batch what s, which is detached, is to get next, and
-// tells whether that is all.
-func (b *Broker) owedLocked(s *subscriber, batch []*entry) (_ []*entry, all bool) {
-	d := s.detached
-	batch, d.hello = append(batch, d.hello...), nil
-	batch, all = b.pullLocked(s, batch)
-	switch {
-	case !all:
-	case b.closed && !d.saidFarewell:
-		d.saidFarewell = true
-		batch = append(batch, b.farewell("")...)
-	case d.idle:
-		if len(batch) == 0 {
-			batch = b.keepAliveLocked(s)
-			d.suspect = true
-		}
-		d.idle = false
-	}
-	return batch, all
+// detach gives s the connection c instead of a goroutine.
+func (s *subscriber) detach(ctx context.Context, c *conn, head string, done func(error)) {
+	c.source, c.ctx, s.conn, s.done = s, ctx, c, done
+	s.setCut(c.breakOff)
+	s.b.mu.Lock()
+	defer s.b.unlock()
+	s.opening = append([]*frame{{mark: true, body: head}}, s.opening...)
+	s.b.conns.push(c)
 }
 
-// dismiss ends the stream of s, which is detached.
-func (b *Broker) dismiss(s *subscriber, reason error) {
-	d := s.detached
-	if errors.Is(reason, ErrTooSlow) || reason == errSilent {
-		d.breakOff()
-	}
-	d.conn.Close()
-	if d.isCut.Load() {
-		reason = errCut
-	}
-	go func() {
-		defer b.leave(s) // Shutdown waits for done
-		b.guard("the function given to Detach", func() error { d.done(reason); return nil })
-	}()
+// finished is called once the connection of s, which was detached, is closed.
+func (s *subscriber) finished(err error) {
+	// Not in the caller's goroutine, which may have other connections to serve.
+	go s.done(s.endFor(cmp.Or(err, ErrClosed)))
 }
 
-// errPanic is the reason for a stream that a panic ended.
-var errPanic = errors.New("sse: stream ended by a panic")
+// guard calls f, in which CatchUp may run.
+func (s *subscriber) guard(f func()) { s.b.guard("CatchUp", f) }
 
 // guard calls code of the program, a panic in which costs one client and not the
-// process, as net/http has it for handlers.
-func (b *Broker) guard(what string, f func() error) (err error) {
+// process, as in a handler of net/http.
+func (b *Broker) guard(what string, f func()) {
 	defer func() {
 		if p := recover(); p != nil {
 			b.logger().Error("sse: panic in "+what, "panic", p, "stack", string(debug.Stack()))
-			err = errPanic
 		}
 	}()
-	return f()
+	f()
 }
 
-// restLocked notes that s, which is detached, has gone live.
-func (b *Broker) restLocked(s *subscriber) {
-	s.detached.since, s.detached.isChecked = time.Now(), false
-	b.resting.push(s)
-	if b.keepAlivePeriod() > 0 {
-		b.sweepByLocked(s.detached.since.Add(b.checkPeriod()))
+// errPanic is the reason for a stream that a panic or runtime.Goexit ended.
+var errPanic = errors.New("sse: stream ended by a panic")
+
+// setCut sets what ends a write to the client. If Shutdown has looked for it
+// before, it is called at once.
+func (s *subscriber) setCut(cut func()) {
+	s.cutting.Lock()
+	defer s.cutting.Unlock()
+	s.cut = cut
+	s.b.mu.Lock()
+	tooLate := s.b.impatient
+	s.b.unlock()
+	if tooLate && cut != nil {
+		cut()
 	}
 }
 
-// restingListLocked returns the list that s, which is live, is in.
-func (b *Broker) restingListLocked(s *subscriber) *list {
-	if s.detached.isChecked {
-		return &b.checked
-	}
-	return &b.resting
-}
-
-// sweepByLocked has sweep run at that time or before.
-func (b *Broker) sweepByLocked(at time.Time) {
-	if !b.sweepAt.IsZero() && !at.Before(b.sweepAt) {
-		return
-	}
-	b.sweepAt = at
-	if b.sweeper == nil {
-		b.sweeper = time.AfterFunc(time.Until(at), b.sweep)
-	} else {
-		b.sweeper.Reset(time.Until(at))
-	}
-}
-
-// sweep has a keep-alive sent to the detached clients that need one, and looks
-// whether they answered in time what they got last.
-func (b *Broker) sweep() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.sweepAt = time.Time{}
-	for s := b.resting.first; s != nil; s = b.resting.first {
-		if at := s.detached.since.Add(b.checkPeriod()); time.Until(at) > 0 {
-			b.sweepByLocked(at)
-			break
+// cutAll ends the writes to these clients.
+func cutAll(clients []*subscriber) {
+	for _, s := range clients {
+		s.cutting.Lock()
+		if s.cut != nil {
+			s.cut()
 		}
-		b.resting.remove(s)
-		b.checked.push(s)
-		s.detached.isChecked = true
-		if s.detached.isSilent() {
-			b.queueKeepAliveLocked(s) // instead of which it is dismissed
-		}
-		b.mu.Unlock() // others are not to wait for the whole list
-		b.mu.Lock()
-	}
-	for s := b.checked.first; s != nil; s = b.checked.first {
-		if at := s.detached.since.Add(b.keepAlivePeriod()); time.Until(at) > 0 {
-			b.sweepByLocked(at)
-			break
-		}
-		b.queueKeepAliveLocked(s)
+		s.cutting.Unlock()
 	}
 }
 
-// queueKeepAliveLocked has a keep-alive sent to s, which is detached and live.
-func (b *Broker) queueKeepAliveLocked(s *subscriber) {
-	b.fanOutAllLocked()
-	if !s.behind.Load() {
-		s.detached.idle = true
-		b.leaveBehindLocked(s, b.ring.head+1)
+// openingLocked returns what s is sent first, together with the headers: the
+// reconnection time, and the ID after which it begins. A browser dispatches no
+// event for that, but sends the ID if it is cut off before its first event. A block
+// without an ID would make a client forget its own, by the standard.
+func (b *Broker) openingLocked(s *subscriber) []*frame {
+	if f := b.mark(s.repeatable(s.lastID), b.retryLine(b.retry())); f.body != "" {
+		return []*frame{f}
 	}
+	return []*frame{{mark: true, body: keepAliveFrame}}
 }
 
-// welcome returns what s is told as it connects: the reconnection time, and the
-// ID after which it begins. A browser dispatches no event for that, but sends the
-// ID if it is cut off before its first event. To the letter of the standard, any
-// block that comes before it without an ID would make a client forget its own.
-func (b *Broker) welcome(s *subscriber) []*entry {
-	id := s.repeated(s.lastID)
-	if b.Retry < 0 {
-		if mark := b.placeMark(id); mark != nil {
-			return mark
-		}
-		return []*entry{{mark: true, body: keepAliveFrame}}
+// sayGoodbyeLocked appends to batch what s is told as its stream ends.
+func (b *Broker) sayGoodbyeLocked(s *subscriber, reason error, batch []*frame) []*frame {
+	if !s.client || errors.Is(reason, errCut) || errors.Is(reason, ErrTooSlow) {
+		return batch
 	}
-	return b.retryMark(id, b.retry())
+	return append(batch, b.goodbye(reason, "")...)
 }
 
-// farewell returns what a client is told as the Broker sends it away: to come
-// back at a random time, from Retry up to twice that, since many others will. One
-// that was told nothing else yet is told its own ID again, as in welcome.
-func (b *Broker) farewell(lastID string) []*entry {
-	return b.retryMark(lastID, b.retry()+mrand.N(b.retry()))
-}
-
-// keepAlive returns what is sent to s when it got nothing for a while.
-func (b *Broker) keepAlive(s *subscriber) []*entry {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.keepAliveLocked(s)
-}
-
-// keepAliveLocked is keepAlive with mu held. A client of a quiet topic among
-// busy ones is told a newer ID before its own leaves the history, or it would be
-// told of a gap where it missed nothing.
-func (b *Broker) keepAliveLocked(s *subscriber) []*entry {
-	comment := &entry{mark: true, body: keepAliveFrame}
-	b.fanOutAllLocked()
-	missesNone := !s.behind.Load() && len(s.ch) == 0 || s.behind.Load() && s.cursor > b.ring.head
-	head := b.ring.head
-	if !missesNone || head-s.lastSeq <= (head+1-b.historyLocked())/2 {
-		return []*entry{comment}
+// goodbye returns what a client is told as the Broker sends it away: why, for those
+// who read along, and to come back at a random time from Retry up to twice that,
+// since many others will. A client that was told nothing else yet is told its own
+// ID again, as in openingLocked.
+func (b *Broker) goodbye(reason error, lastID string) []*frame {
+	var frames []*frame
+	switch {
+	case errors.Is(reason, ErrFull):
+		frames = append(frames, &frame{mark: true, body: ": too many clients\n"})
+	case errors.Is(reason, ErrClosed):
+		frames = append(frames, &frame{mark: true, body: ": shutting down\n"})
 	}
-	s.lastSeq, s.lastID = head, cmp.Or(b.idLocked(head), s.lastID)
-	return append(b.placeMark(b.idLocked(head)), comment)
+	if f := b.mark(lastID, b.retryLine(b.retry()+mrand.N(b.retry()))); f.body != "" {
+		frames = append(frames, f)
+	}
+	return frames
 }
 
-// retryMark returns what tells a client a reconnection time, and its last event
-// ID if that means anything.
-func (b *Broker) retryMark(id string, retry time.Duration) []*entry {
-	body := string(Event{Retry: retry}.appendBody(nil))
-	if id = b.meaningful(id); id != "" {
-		body += "\n"
+// keepAliveLocked returns what is sent to s, which has all that is for it, when it
+// got nothing for a while. A client of a quiet topic among busy ones is told a newer
+// ID before its own leaves the history, or it would be told of a gap where it missed
+// nothing.
+func (b *Broker) keepAliveLocked(s *subscriber) []*frame {
+	comment := &frame{mark: true, body: keepAliveFrame}
+	head := b.log.head
+	batch := []*frame{comment}
+	if head-s.lastSeq > (head+1-b.log.replayFrom(time.Now()))/2 {
+		s.lastSeq = head
+		batch = append(b.placeMark(b.log.idAfter(head)), comment)
 	}
-	return []*entry{{mark: true, id: id, body: body}}
+	b.receivedLocked(s, batch)
+	return batch
 }
 
 // placeMark returns what sets the client's last event ID, if that means anything.
-func (b *Broker) placeMark(id string) []*entry {
-	if id = b.meaningful(id); id == "" {
-		return nil
+func (b *Broker) placeMark(id string) []*frame {
+	if f := b.mark(id, ""); f.id != "" {
+		return []*frame{f}
 	}
-	return []*entry{{mark: true, id: id, body: "\n"}}
+	return nil
 }
 
-// meaningful returns id, or "" if it cannot be sent or nothing ever comes after it.
-func (b *Broker) meaningful(id string) string {
+// mark returns a block that is no event: lines, and the ID unless it cannot be sent
+// or nothing ever comes after it. A client remembers an ID only at a blank line.
+func (b *Broker) mark(id, lines string) *frame {
 	if (Event{ID: id}).check() != nil || b.History < 0 && b.CatchUp == nil {
+		id = ""
+	}
+	if id != "" {
+		lines += "\n"
+	}
+	return &frame{mark: true, id: id, body: lines}
+}
+
+// retryLine returns the field that tells a reconnection time, if any is told.
+func (b *Broker) retryLine(retry time.Duration) string {
+	if b.Retry < 0 {
 		return ""
 	}
-	return id
+	return string(Event{Retry: retry}.appendBody(nil))
 }
 
-func (b *Broker) keepAlivePeriod() time.Duration {
-	return cmp.Or(b.KeepAlive, defaultKeepAlive)
-}
-
-// checkPeriod is how long after a detached client was last written to it is looked
-// whether it has answered.
-func (b *Broker) checkPeriod() time.Duration {
-	timeout := cmp.Or(b.WriteTimeout, defaultWriteTimeout)
-	if timeout < 0 {
-		return b.keepAlivePeriod()
+// repeatable returns id, or "" if it is not to be repeated in the stream: it came by
+// the query, where any site can link to it, and the log does not know it.
+func (s *subscriber) repeatable(id string) string {
+	if s.echo {
+		return id
 	}
-	return min(timeout, b.keepAlivePeriod())
+	return ""
 }
 
 func (b *Broker) retry() time.Duration {
 	if b.Retry <= 0 {
 		return defaultRetry
 	}
-	return min(max(b.Retry, time.Millisecond), math.MaxInt64/2) // the farewell doubles it
+	return min(max(b.Retry, time.Millisecond), math.MaxInt64/2) // the goodbye doubles it
 }
 
-// Subscribe returns an iterator over the events of the topics, for consumers in
-// the process. No topic is the default topic. The subscription begins with the
-// loop and ends with it: with the events after lastEventID, or if that is ""
-// with the next one published; to begin at a certain moment, take LastEventID
-// then. The loop gets what a client would, gap events and CatchUp's included, and
-// the same is true for one that is too slow: nobody waits for it.
+// The sweep looks at all subscribers once a period. It marks clients as idle that
+// got nothing for KeepAlive, and ends writes that have been under way for
+// WriteTimeout. So a client needs no timer and no deadlines: those cost more than a
+// tenth of the CPU of single events over HTTP/2 and TLS.
+
+// sweepPeriod is the time between two sweeps; 0: there are none.
+func (b *Broker) sweepPeriod() time.Duration {
+	shortest := time.Duration(math.MaxInt64)
+	for _, d := range []time.Duration{b.keepAlive(), b.writeTimeout()} {
+		if d > 0 {
+			shortest = min(shortest, d)
+		}
+	}
+	if shortest == math.MaxInt64 {
+		return 0
+	}
+	return max(shortest/8, time.Millisecond)
+}
+
+func (b *Broker) keepAlive() time.Duration    { return cmp.Or(b.KeepAlive, defaultKeepAlive) }
+func (b *Broker) writeTimeout() time.Duration { return cmp.Or(b.WriteTimeout, defaultWriteTimeout) }
+
+// startSweepLocked makes the sweeps begin with the first subscriber.
+func (b *Broker) startSweepLocked() {
+	period := b.sweepPeriod()
+	switch {
+	case len(b.subs) > 1 || period == 0:
+	case b.sweeper == nil:
+		b.sweeper = time.AfterFunc(period, b.sweep)
+	default:
+		b.sweeper.Reset(period)
+	}
+}
+
+func (b *Broker) sweep() {
+	var late []*subscriber
+	b.mu.Lock()
+	b.round.Add(1)
+	b.walkLocked(&b.subs, func(s *subscriber) bool {
+		switch {
+		case s.waiting:
+			b.lookAtIdleLocked(s)
+		case b.isLate(s):
+			b.endLocked(s, errWriteTimeout)
+			late = append(late, s)
+		}
+		return true
+	})
+	if len(b.subs) > 0 {
+		b.sweeper.Reset(b.sweepPeriod())
+	}
+	b.unlock()
+	cutAll(late)
+}
+
+var errWriteTimeout = fmt.Errorf("%w: a write took longer than WriteTimeout", ErrTooSlow)
+
+// isLate reports whether a write to s has been under way for WriteTimeout.
+func (b *Broker) isLate(s *subscriber) bool {
+	timeout, period := b.writeTimeout(), b.sweepPeriod()
+	began := s.began.Load()
+	rounds := uint64((timeout + period - 1) / period)
+	return timeout > 0 && began > 0 && b.round.Load() >= began+rounds
+}
+
+// lookAtIdleLocked wakes s, which waits, if a keep-alive is due. A detached client
+// is also woken to look whether it has left, or whether its system answers.
+func (b *Broker) lookAtIdleLocked(s *subscriber) {
+	keepAlive, period := b.keepAlive(), b.sweepPeriod()
+	silent := b.round.Load() - s.got
+	s.idle = s.client && keepAlive > 0 && silent >= uint64(keepAlive/period)
+	if s.conn != nil {
+		s.conn.suspect = s.idle
+	}
+	if s.idle || s.conn != nil && silent == uint64(max(b.writeTimeout(), period)/period) {
+		b.wakeLocked(s)
+	}
+}
+
+// ----- In-process -----
+
+// Subscribe returns an iterator over the events of the topics, for consumers in the
+// process. If no topic is named, it is the default topic. The subscription begins
+// and ends with the loop. It begins with the events after lastEventID or, if that is
+// "", with the next event published; to begin at a certain moment, take LastEventID
+// then. The loop receives what a client would, the gap event and what CatchUp yields
+// included. Publish does not wait for a slow loop either; it catches up from the
+// history.
 //
-// Iteration blocks until there is an event. It ends with an error and a zero
-// Event: the cause of ctx's end, [ErrClosed] after Shutdown, or CatchUp's error.
+// Iteration blocks until there is an event. It ends with an error and a zero Event:
+// the cause of ctx's end, [ErrClosed] after Shutdown, or CatchUp's error.
 func (b *Broker) Subscribe(ctx context.Context, lastEventID string, topics ...string) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
-		s := &subscriber{ch: make(chan *entry, 1)}
+		s := &subscriber{signal: make(chan struct{}, 1), echo: true}
 		if err := b.join(s, lastEventID, topics); err != nil {
 			yield(Event{}, err)
 			return
 		}
-		defer b.leave(s)
-		err := b.run(ctx, s, func(batch []*entry) error {
-			for _, e := range batch {
+		defer b.leave(s, nil)
+		stopped := false
+		err := s.deliver(ctx, nil, again, func(batch []*frame) error {
+			for _, f := range batch {
 				if err := context.Cause(ctx); err != nil {
 					return err
 				}
-				if !e.mark && !yield(parseEvent(e.id, e.body), nil) {
+				if !f.mark && !yield(parseEvent(f.id, f.body), nil) {
+					stopped = true
 					return errStop
 				}
 			}
 			return nil
 		})
 		switch {
-		case err == errStop:
-		case ctx.Err() != nil:
+		case stopped:
+		case ctx.Err() != nil && errors.Is(err, ErrClientLeft):
 			yield(Event{}, context.Cause(ctx))
 		default:
 			yield(Event{}, err)
@@ -1616,21 +1702,20 @@ func (b *Broker) Subscribe(ctx context.Context, lastEventID string, topics ...st
 	}
 }
 
-// errCut is the reason for a client that Shutdown did not wait for any longer.
-var errCut = fmt.Errorf("%w, client cut off before it had all its events", ErrClosed)
-
 // errStop ends a loop over Subscribe that the program has left.
 var errStop = errors.New("sse: loop left")
 
-// Shutdown ends all streams and refuses new ones. Each client first gets the
-// events it is still owed, and a random reconnection time from Retry up to
-// twice that. Shutdown blocks until the last one has left, and the last loop over
-// Subscribe, so it must not be called within one or by the function given to
-// Detach. When ctx ends before that, those that are left are cut off, and it
-// returns the context's cause.
+// ----- Shutdown and Stats -----
+
+// Shutdown ends all streams and refuses new ones. Each client first receives the
+// events it is still owed, and a random reconnection time from Retry up to twice
+// that. Shutdown blocks until the last client and the last loop over Subscribe have
+// left. It must not be called from such a loop, from CatchUp, or from a function
+// given to Detach. When ctx is done before, Shutdown disconnects those that are left
+// and returns the cause.
 //
-// An [http.Server] that shuts down waits for its handlers, and does not wait for
-// clients that were detached, so the Broker is first:
+// An [http.Server] that shuts down waits for its handlers, but not for detached
+// clients, so the Broker is first:
 //
 //	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 //	defer cancel()
@@ -1641,73 +1726,80 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 	b.initLocked()
 	if !b.closed {
 		b.closed = true
-		b.fanOutAllLocked()
 		b.gone = make(chan struct{})
 		if len(b.subs) == 0 {
 			close(b.gone)
 		}
-		for s := range b.subs {
-			if !s.behind.Load() {
-				b.leaveBehindLocked(s, b.ring.head+1)
+		b.walkLocked(&b.subs, func(s *subscriber) bool {
+			if s.waiting {
+				b.wakeLocked(s)
 			}
-		}
+			return true
+		})
 	}
-	b.mu.Unlock()
+	b.unlock()
 	select {
 	case <-b.gone:
 		return nil
 	case <-ctx.Done():
 	}
+	var left []*subscriber
 	b.mu.Lock()
 	b.impatient = true
-	left := slices.Collect(maps.Keys(b.subs))
-	for _, s := range left {
-		if s.cancel != nil {
-			s.cancel()
-		}
+	for _, m := range b.subs {
+		b.endLocked(m.sub, errCut)
+		left = append(left, m.sub)
 	}
-	b.mu.Unlock()
+	b.unlock()
 	if len(left) == 0 { // the last one went at that moment
 		return nil
 	}
-	for _, s := range left {
-		s.cutting.Lock()
-		if s.cut != nil {
-			s.cut()
-		}
-		s.cutting.Unlock()
-	}
+	cutAll(left)
 	return context.Cause(ctx)
 }
 
-// Stats are figures of a Broker. Those without another word count from its
-// first use.
+// errCut is the reason for a client that Shutdown did not wait for any longer.
+var errCut = fmt.Errorf("%w, client cut off before it had all its events", ErrClosed)
+
+// Stats holds statistics about a Broker. Clients, Subscribers and Topics are current
+// values; the others are totals since first use.
 type Stats struct {
-	Clients     int   // being served now
-	Subscribers int   // loops over Subscribe now
-	Topics      int   // that have a client or an event in the history now
-	Published   int64 // events
-	Delivered   int64 // events, to all clients and subscribers
-	Replayed    int64 // of these, events from before the client connected
-	FellBehind  int64 // times a client was slower than the events; usual in a burst
-	Gaps        int64 // times a client's place was not in the history any more
+	// Clients is the number of clients being served, and Subscribers that of
+	// running loops over Subscribe.
+	Clients, Subscribers int
+
+	// Topics is the number of topics that have a subscriber or an event in the
+	// history.
+	Topics int
+
+	// Published is the number of events published.
+	Published int64
+
+	// Delivered is the number of events handed out to clients and subscribers.
+	// What a client was sent and did not read before it was cut off is counted.
+	Delivered int64
+
+	// Replayed is the part of Delivered that was published before the client came.
+	Replayed int64
+
+	// TooSlow is the number of clients disconnected with ErrTooSlow.
+	TooSlow int64
+
+	// TurnedAway is the number of clients refused with ErrFull.
+	TurnedAway int64
+
+	// Gaps is the number of times a client's position was not in the history. If it
+	// grows without a restart, the history is too small.
+	Gaps int64
 }
 
-// Stats returns the current figures. It takes the same short time whatever they
-// are.
+// Stats returns the current statistics, in constant time.
 func (b *Broker) Stats() Stats {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	return Stats{
-		Clients:     b.clients,
-		Subscribers: len(b.subs) - b.clients,
-		Topics:      len(b.topics),
-		Published:   b.published.Load(),
-		Delivered:   b.delivered.Load(),
-		Replayed:    b.replayed.Load(),
-		FellBehind:  b.behind.Load(),
-		Gaps:        b.gaps.Load(),
-	}
+	defer b.unlock()
+	s := b.stats
+	s.Clients, s.Subscribers, s.Topics = b.clients, len(b.subs)-b.clients, len(b.topics)
+	return s
 }
 
 func (b *Broker) logger() *slog.Logger {
@@ -1726,16 +1818,23 @@ func (b *Broker) warn(msg string, args ...any) {
 	if due {
 		b.warned[msg] = time.Now()
 	}
-	b.mu.Unlock()
+	b.unlock()
 	if due {
 		b.logger().Warn(msg, args...)
 	}
 }
 
+// warnNoStream logs why no stream is possible, if that is what err says.
+func (b *Broker) warnNoStream(err error) {
+	if errors.Is(err, http.ErrNotSupported) {
+		b.warn("sse: no stream is possible", "error", err)
+	}
+}
+
 // came logs that r was admitted as s.
-func (b *Broker) came(r *http.Request, s *subscriber) {
-	if b.logger().Enabled(r.Context(), slog.LevelDebug) {
-		b.debug(r, "sse: client came", "topics", names(s.topics), "lastEventID", s.lastID)
+func (s *subscriber) came(r *http.Request) {
+	if s.b.logger().Enabled(r.Context(), slog.LevelDebug) {
+		s.b.debug(r, "sse: client came", "topics", topicNames(s.topics), "lastEventID", s.lastID)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -156,6 +157,98 @@ func appendField(b []byte, field, value string) []byte {
 	b = append(b, field...)
 	b = append(b, value...)
 	return append(b, '\n')
+}
+
+// A frame is an event as it is written to a stream.
+type frame struct {
+	id   string
+	body string // the event without its ID
+	mark bool   // no event, and not for Subscribe: a comment, a reconnection time, an ID
+
+	place // in the log of a Broker; zero if it has none
+}
+
+// scratch holds buffers of up to about pieceBytes.
+var scratch = sync.Pool{New: func() any { return new([]byte) }}
+
+// newFrame returns a frame for ev, which was checked.
+func newFrame(ev Event) *frame {
+	buf := scratch.Get().(*[]byte)
+	b := ev.appendBody((*buf)[:0])
+	f := &frame{id: strings.Clone(ev.ID), body: string(b)} // the ID may be part of a long text
+	putScratch(buf, b)
+	return f
+}
+
+func putScratch(buf *[]byte, b []byte) {
+	if cap(b) <= 2*pieceBytes {
+		*buf = b
+		scratch.Put(buf)
+	}
+}
+
+// encodedLen is the number of bytes that appendFrames appends for f.
+func (f *frame) encodedLen() int {
+	if f.id == "" {
+		return len(f.body)
+	}
+	return len("id: ") + len(f.id) + len("\n") + len(f.body)
+}
+
+// appendFrames appends the frames as they are written to a stream.
+func appendFrames(b []byte, frames []*frame) []byte {
+	for _, f := range frames {
+		b = append(appendID(b, f.id), f.body...)
+	}
+	return b
+}
+
+// A frameReader copies frames piece by piece, beginning skip bytes into the first.
+type frameReader struct {
+	frames []*frame
+	skip   int
+}
+
+// next copies the next piece to buf. It returns none when all was taken.
+func (r *frameReader) next(buf []byte) []byte {
+	p, skip := buf[:0], r.skip
+	for _, f := range r.frames {
+		if skip == 0 && len(p)+f.encodedLen() <= pieceBytes {
+			p = append(appendID(p, f.id), f.body...)
+			continue
+		}
+		if f.id != "" {
+			for _, s := range []string{"id: ", f.id, "\n"} {
+				p, skip = appendUpTo(p, s, skip)
+			}
+		}
+		if p, skip = appendUpTo(p, f.body, skip); len(p) == pieceBytes {
+			break
+		}
+	}
+	return p
+}
+
+// appendUpTo appends s without its first skip bytes, until p is a piece. It returns
+// what is left to skip.
+func appendUpTo(p []byte, s string, skip int) ([]byte, int) {
+	if skip >= len(s) {
+		return p, skip - len(s)
+	}
+	return append(p, s[skip:min(len(s), skip+pieceBytes-len(p))]...), 0
+}
+
+// take notes that n bytes of what next returned were written.
+func (r *frameReader) take(n int) {
+	r.skip += n
+	for len(r.frames) > 0 {
+		size := r.frames[0].encodedLen()
+		if r.skip < size {
+			return
+		}
+		r.skip -= size
+		r.frames = r.frames[1:]
+	}
 }
 
 var toLF = strings.NewReplacer("\r\n", "\n", "\r", "\n")

@@ -153,7 +153,6 @@ func Serve(w http.ResponseWriter, r *http.Request, events iter.Seq2[Event, error
 	if err := out.open(r, firstBlock(r.Header.Get("Last-Event-ID"))); err != nil || r.Method == http.MethodHead {
 		return err
 	}
-	out.liftReadDeadline()
 	defer out.finish()
 	defer out.keepAlive(defaultKeepAlive)()
 	reason := r.Context().Err()

@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -53,9 +54,9 @@ type Writer struct {
 	noDeadline bool      // w has none to set
 	http2      bool      // a deadline is a timer of the stream's
 	hasBody    bool      // the request has, and net/http may wait for it
-	endless    bool      // the stream never finishes, it only breaks off
-	keep       bool      // leave a deadline set after the write
-	deadline   time.Time // that is set, if keep
+	endless    bool      // a Broker's: the stream never finishes, it only breaks off
+	swept      bool      // the Broker's sweep bounds the writes
+	flushed    bool      // the headers were
 	wrote      time.Time // the beginning of the last write
 	buf        []byte    // reused by Send and Comment
 	err        error     // what ended the stream
@@ -104,7 +105,6 @@ func NewWriter(w http.ResponseWriter, r *http.Request) (*Writer, error) {
 	if err := out.open(r, []byte(keepAliveFrame)); err != nil {
 		return nil, err
 	}
-	out.liftReadDeadline()
 	if waits {
 		boundRest(w, r)
 	}
@@ -137,7 +137,6 @@ func boundRest(w http.ResponseWriter, r *http.Request) {
 func newWriter(w http.ResponseWriter, r *http.Request, timeout time.Duration) *Writer {
 	return &Writer{
 		WriteTimeout: timeout,
-		mu:           make(mutex, 1),
 		w:            w,
 		rc:           http.NewResponseController(w),
 		ctx:          r.Context(),
@@ -149,6 +148,16 @@ func newWriter(w http.ResponseWriter, r *http.Request, timeout time.Duration) *W
 // open begins the stream with hello, in the same flush as the headers: no client
 // sees the one without the other.
 func (w *Writer) open(r *http.Request, hello []byte) error {
+	w.mu = make(mutex, 1)
+	if err := w.start(r); err != nil || r.Method == http.MethodHead {
+		return err
+	}
+	return w.write(hello)
+}
+
+// start writes the headers, which leave with the first flush. The answer to HEAD is
+// complete then.
+func (w *Writer) start(r *http.Request) error {
 	added := addHeaders(w.w.Header(), w.endless && endsWithConnection(r))
 	if r.Method == http.MethodHead {
 		w.w.WriteHeader(http.StatusOK)
@@ -164,19 +173,14 @@ func (w *Writer) open(r *http.Request, hello []byte) error {
 		return w.err
 	}
 	w.setReadDeadline()
-	w.setDeadline()
+	if w.swept {
+		w.clearDeadline() // the server's
+	} else {
+		w.setDeadline()
+	}
 	// Not left to the flush: a compressor may look at the headers here alone.
 	w.w.WriteHeader(http.StatusOK)
-	if len(hello) > 0 {
-		if err := w.put(hello); err != nil {
-			return err
-		}
-	}
-	if err := w.end(); !errors.Is(err, http.ErrNotSupported) {
-		return err
-	}
-	w.err = cannotFlush(w.w) // which a wrapper hid until now
-	return w.err
+	return nil
 }
 
 func cannotFlush(w http.ResponseWriter) error {
@@ -399,7 +403,9 @@ func (w *Writer) begin() error {
 }
 
 func (w *Writer) put(piece []byte) error {
-	w.setDeadline()
+	if !w.swept {
+		w.setDeadline()
+	}
 	if _, err := w.w.Write(piece); err != nil {
 		return w.fail(err)
 	}
@@ -407,11 +413,45 @@ func (w *Writer) put(piece []byte) error {
 }
 
 func (w *Writer) end() error {
-	if err := w.rc.Flush(); err != nil {
+	if err := w.rc.Flush(); errors.Is(err, http.ErrNotSupported) {
+		w.err = cannotFlush(w.w) // which a wrapper hid until now
+		return w.err
+	} else if err != nil {
 		return w.fail(err)
 	}
-	if !w.keep {
+	if !w.swept {
 		w.clearDeadline()
+	}
+	if !w.flushed {
+		w.flushed = true
+		w.liftReadDeadline()
+	}
+	return nil
+}
+
+// sendFrames writes the frames and flushes them together. Only the goroutine of a
+// Broker's handler calls it.
+func (w *Writer) sendFrames(frames []*frame, s source) error {
+	if w.err != nil {
+		return w.err
+	}
+	if err := writePieces(&frameReader{frames: frames}, s, w.put); err != nil {
+		return err
+	}
+	return w.end()
+}
+
+// writePieces writes what r has piece by piece.
+func writePieces(r *frameReader, s source, write func([]byte) error) error {
+	buf := scratch.Get().(*[]byte)
+	defer func() { putScratch(buf, *buf) }()
+	for p := r.next(*buf); len(p) > 0; p = r.next(p) {
+		*buf = p
+		s.writing(true)
+		if err := write(p); err != nil {
+			return err
+		}
+		r.take(len(p))
 	}
 	return nil
 }
@@ -433,15 +473,11 @@ func (w *Writer) setReadDeadline() {
 // stream takes. It fails only where there is no deadline to lift.
 func (w *Writer) liftReadDeadline() { w.rc.SetReadDeadline(time.Time{}) }
 
-// setDeadline sets the deadline for a write that begins now. One that was kept
-// will do until a sixteenth of its time has passed.
+// setDeadline sets the deadline for a write that begins now.
 func (w *Writer) setDeadline() {
 	w.wrote = time.Now()
-	timeout := cmp.Or(w.WriteTimeout, defaultWriteTimeout)
-	isSet := w.keep && w.deadline.Sub(w.wrote) > timeout-timeout/16
-	if timeout > 0 && !w.noDeadline && !isSet {
-		w.deadline = w.wrote.Add(timeout)
-		err := w.rc.SetWriteDeadline(w.deadline)
+	if timeout := cmp.Or(w.WriteTimeout, defaultWriteTimeout); timeout > 0 && !w.noDeadline {
+		err := w.rc.SetWriteDeadline(w.wrote.Add(timeout))
 		w.noDeadline = errors.Is(err, http.ErrNotSupported)
 	}
 	if w.isCut.Load() { // perhaps before the deadline was set
@@ -450,9 +486,8 @@ func (w *Writer) setDeadline() {
 }
 
 func (w *Writer) clearDeadline() {
-	w.deadline = time.Time{}
 	if !w.noDeadline {
-		w.rc.SetWriteDeadline(time.Time{})
+		w.noDeadline = errors.Is(w.rc.SetWriteDeadline(time.Time{}), http.ErrNotSupported)
 	}
 	if w.isCut.Load() { // perhaps before the deadline was cleared
 		w.cut()
@@ -473,8 +508,13 @@ func (w *Writer) cut() {
 
 // fail ends the stream because of a failed write and returns the reason.
 func (w *Writer) fail(err error) error {
-	w.err = writeError(err, w.wrote, cmp.Or(w.WriteTimeout, defaultWriteTimeout))
-	if w.http2 {
+	w.err = fmt.Errorf("%w: %w", ErrClientLeft, err)
+	timeout := cmp.Or(w.WriteTimeout, defaultWriteTimeout)
+	// An HTTP/2 stream does not say that a deadline was missed, the clock does.
+	if !w.swept && (errors.Is(err, os.ErrDeadlineExceeded) || timeout > 0 && time.Since(w.wrote) >= timeout) {
+		w.err = fmt.Errorf("%w: %w", ErrTooSlow, err)
+	}
+	if w.http2 && !w.swept {
 		// It would hold the memory of a stream that was reset until it passes, and a
 		// client can open and reset thousands of streams a second. On a connection
 		// it stays, for what net/http writes last.
@@ -488,74 +528,199 @@ func leftError(ctx context.Context) error {
 	return fmt.Errorf("%w: %w", ErrClientLeft, context.Cause(ctx))
 }
 
-// writeError is the error for a stream to which a write failed that began at
-// the time began. An HTTP/2 stream does not say that a deadline was missed, the
-// clock does.
-func writeError(err error, began time.Time, timeout time.Duration) error {
-	reason := ErrClientLeft
-	if errors.Is(err, os.ErrDeadlineExceeded) || timeout > 0 && time.Since(began) >= timeout {
-		reason = ErrTooSlow
-	}
-	return fmt.Errorf("%w: %w", reason, err)
+// ----- Connections taken over -----
+
+// A step says how the stream of a source goes on once a batch was sent.
+type step int8
+
+const (
+	again      step = iota // call next again
+	wait                   // the source waits: it pushes its connection when there is more
+	askCatchUp             // only deliver goes on, since that may block
+	last                   // the stream has ended
+)
+
+// A source is what a connection is fed from. The one there is, is a subscriber.
+type source interface {
+	// next returns what to send next, in place of batch, which was sent.
+	next(batch []*frame) ([]*frame, step)
+
+	// deliver sends batch and what follows by send, which may block, until the
+	// source waits, and then returns nil, or until the stream has ended.
+	deliver(ctx context.Context, batch []*frame, then step, send func([]*frame) error) error
+
+	// writing notes that a write that may block begins, or has ended.
+	writing(bool)
+
+	// guard calls f and logs a panic of CatchUp in it.
+	guard(f func())
+
+	// finished notes that the connection was closed, for this reason unless there
+	// was another before.
+	finished(reason error)
 }
 
-// A hijacked is the connection of a client that was taken over from net/http. One
-// goroutine at a time has it.
-type hijacked struct {
+// A conn is the connection of a client that was taken over from net/http.
+//
+//	          push                 pop
+//	no owner ─────► in the queue ─────► a worker ──► no owner, when the source waits
+//	                     ▲                │ ├──────► the queue, if there is more
+//	                     └────────────────┘ └──────► a goroutine, if it has to wait
+//	                                                     │
+//	                                 no owner, or closed ◄┘
+//
+// Only its owner uses a conn, but for breakOff, which ends a write at any time.
+type conn struct {
 	conn     net.Conn
 	raw      syscall.RawConn // nil: there is no way to write without waiting
-	timeout  time.Duration
-	answered time.Time // when isSilent last found that the peer is there
-	isCut    atomic.Bool
+	source   source
+	ctx      context.Context // for CatchUp
+	timeout  time.Duration   // WriteTimeout
+	answered time.Time       // when isSilent last found that the peer is there
+	suspect  bool            // whether the peer has left is to be checked; set before push
+	behind   *conn           // in the queue
 }
 
-// hijack takes over the connection from w. It returns nil, having done nothing,
-// if that is impossible.
-func hijack(w http.ResponseWriter, r *http.Request, timeout time.Duration) *hijacked {
+// takeOver takes the connection over from w. It returns nil, having done nothing, if
+// that is impossible.
+func takeOver(w http.ResponseWriter, r *http.Request, timeout time.Duration) *conn {
 	if !endsWithConnection(r) {
 		return nil
 	}
-	conn, _, err := http.NewResponseController(w).Hijack()
+	netConn, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		return nil
 	}
-	h := &hijacked{conn: conn, timeout: cmp.Or(timeout, defaultWriteTimeout), answered: time.Now()}
+	c := &conn{
+		conn:     netConn,
+		timeout:  cmp.Or(timeout, defaultWriteTimeout),
+		answered: time.Now(),
+	}
 	// Only these very types: one that embeds them may do more than they.
-	switch conn := conn.(type) {
+	switch netConn := netConn.(type) {
 	case *net.TCPConn:
-		h.raw, _ = conn.SyscallConn()
+		c.raw, _ = netConn.SyscallConn()
 	case *net.UnixConn:
-		h.raw, _ = conn.SyscallConn()
+		c.raw, _ = netConn.SyscallConn()
 	}
 	if runtime.GOOS == "windows" {
-		h.raw = nil // its sockets know no plain write
+		c.raw = nil // its sockets know no plain write
 	}
-	return h
+	return c
 }
 
-// isSilent tells whether the peer has confirmed nothing for about as long as a
+// responseHead returns the head of the response that begins a stream which ends
+// with its connection.
+func responseHead(h http.Header, r *http.Request) string {
+	addHeaders(h, false)
+	h.Del("Content-Length")
+	h.Del("Transfer-Encoding")
+	h.Del("Content-Encoding") // of a compressor, which the stream goes past
+	h.Set("Connection", "close")
+	if _, ok := h["Date"]; !ok {
+		h.Set("Date", time.Now().UTC().Format(http.TimeFormat))
+	}
+	var head strings.Builder
+	fmt.Fprintf(&head, "HTTP/1.%d 200 OK\r\n", min(r.ProtoMinor, 1))
+	h.Write(&head) // which replaces line ends within values
+	return head.String() + "\r\n"
+}
+
+// attend sends batch, without its first skip bytes, goes on as then says, and
+// blocks until the source waits or the stream has ended. The caller has c.
+func (c *conn) attend(batch []*frame, skip int, then step) {
+	err := errPanic // or runtime.Goexit
+	defer func() {
+		if err != nil {
+			c.close(err)
+		}
+	}()
+	c.source.guard(func() {
+		if left := c.look(); left != nil {
+			err = left
+			return
+		}
+		err = c.source.deliver(c.ctx, batch, then, func(batch []*frame) error {
+			from := skip
+			skip = 0
+			return c.send(batch, from)
+		})
+	})
+}
+
+// send writes the frames, without their first skip bytes, and waits until the client
+// has taken them.
+func (c *conn) send(frames []*frame, skip int) error {
+	defer c.source.writing(false)
+	r := frameReader{frames: frames, skip: skip}
+	if c.raw != nil {
+		return newAttempt().send(c, &r, true)
+	}
+	return writePieces(&r, c.source, func(p []byte) error {
+		if _, err := c.conn.Write(p); err != nil {
+			return fmt.Errorf("%w: %w", ErrClientLeft, err)
+		}
+		return nil
+	})
+}
+
+// look returns an error if the peer has left or is silent.
+func (c *conn) look() error {
+	suspect := c.suspect
+	c.suspect = false
+	switch {
+	case suspect && c.peerLeft():
+		return fmt.Errorf("%w: %w", ErrClientLeft, net.ErrClosed)
+	case c.isSilent():
+		return errSilent
+	}
+	return nil
+}
+
+// errSilent is the reason for a client that isSilent tells of.
+var errSilent = fmt.Errorf("%w: %w", ErrClientLeft, syscall.ETIMEDOUT)
+
+// peerLeft reports whether the client has closed its connection. It may take a
+// moment.
+func (c *conn) peerLeft() bool {
+	var p [64]byte
+	if c.raw != nil {
+		n, err := 0, error(nil)
+		closed := c.raw.Read(func(fd uintptr) bool {
+			n, err = call(syscall.Read, fd, p[:])
+			return true // whatever came of it: do not wait
+		})
+		return closed != nil || n == 0 && err == nil
+	}
+	c.conn.SetReadDeadline(time.Now().Add(time.Millisecond))
+	defer c.conn.SetReadDeadline(time.Time{})
+	_, err := c.conn.Read(p[:])
+	return err != nil && !errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// isSilent reports whether the peer has confirmed nothing for about as long as a
 // write may take, though it was sent something. A write that fits in the socket's
 // buffer, as a keep-alive does, misses no deadline even if nobody is at the other
 // end any more, and TCP goes on trying for a quarter of an hour. TCP_USER_TIMEOUT
 // would end that, but also break off a client that is there and only has not read
 // for that long.
-func (h *hijacked) isSilent() bool {
+func (c *conn) isSilent() bool {
 	now := time.Now()
-	silence := now.Sub(h.answered)
-	if h.timeout < 0 || silence < h.timeout/4 { // not worth a system call
+	silence := now.Sub(c.answered)
+	if c.timeout < 0 || silence < c.timeout/4 { // not worth a system call
 		return false
 	}
-	n := h.unanswered()
+	n := unanswered(c.transport())
 	if n == 0 {
-		h.answered = now
+		c.answered = now
 	}
-	return n > 1 && silence >= h.timeout/4*3 // some time passes before the first counts
+	return n > 1 && silence >= c.timeout/4*3 // some time passes before the first counts
 }
 
 // unanswered returns how often in a row Linux has sent the peer the same again, or
-// asked it whether it has room again, without an answer.
-func (h *hijacked) unanswered() byte {
-	tcp, ok := h.transport().(*net.TCPConn)
+// asked it whether it has room again, without an answer. Tests replace it.
+var unanswered = func(conn net.Conn) byte {
+	tcp, ok := conn.(*net.TCPConn)
 	if !ok || runtime.GOOS != "linux" {
 		return 0
 	}
@@ -578,100 +743,257 @@ func getOption[FD ~int | ~uintptr](f func(FD, int, int) (int, error), fd uintptr
 	return f(FD(fd), syscall.IPPROTO_TCP, option)
 }
 
-// responseHead returns the head of the response that begins a stream which ends
-// with its connection.
-func responseHead(h http.Header, r *http.Request) string {
-	addHeaders(h, false)
-	h.Del("Content-Length")
-	h.Del("Transfer-Encoding")
-	h.Del("Content-Encoding") // of a compressor, which the stream goes past
-	h.Set("Connection", "close")
-	if _, ok := h["Date"]; !ok {
-		h.Set("Date", time.Now().UTC().Format(http.TimeFormat))
+// close closes the connection, whose stream has ended for this reason.
+func (c *conn) close(reason error) {
+	if errors.Is(reason, ErrTooSlow) || reason == errSilent {
+		c.breakOff()
 	}
-	var head strings.Builder
-	fmt.Fprintf(&head, "HTTP/%d.%d 200 OK\r\n", r.ProtoMajor, r.ProtoMinor)
-	h.Write(&head) // which replaces line ends within values
-	return head.String() + "\r\n"
-}
-
-// cut ends the stream and a write that is under way. It may be called at any
-// time.
-func (h *hijacked) cut() {
-	h.isCut.Store(true)
-	h.breakOff()
+	c.conn.Close()
+	c.source.finished(reason)
 }
 
 // breakOff closes the connection without a last word: TLS would try for five
 // seconds to say goodbye to a client that does not read, and TCP for minutes to
-// send it what is in the socket's buffer, which may be megabytes.
-func (h *hijacked) breakOff() {
-	transport := h.transport()
+// send it what is in the socket's buffer, which may be megabytes. It also ends a
+// write that is under way.
+func (c *conn) breakOff() {
+	transport := c.transport()
 	if tcp, ok := transport.(*net.TCPConn); ok {
 		tcp.SetLinger(0)
 	}
 	transport.Close()
-	h.conn.Close()
+	c.conn.Close()
 }
 
 // transport returns the connection below TLS, if there is TLS.
-func (h *hijacked) transport() net.Conn {
-	if t, ok := h.conn.(*tls.Conn); ok {
+func (c *conn) transport() net.Conn {
+	if t, ok := c.conn.(*tls.Conn); ok {
 		return t.NetConn()
 	}
-	return h.conn
+	return c.conn
 }
 
-// errSilent is the reason for a client that isSilent tells of.
-var errSilent = fmt.Errorf("%w: %w", ErrClientLeft, syscall.ETIMEDOUT)
-
-// put writes the piece and waits until the client has taken it.
-func (h *hijacked) put(piece []byte) error {
-	began := time.Now()
-	if h.timeout > 0 {
-		h.conn.SetWriteDeadline(began.Add(h.timeout))
-	}
-	if _, err := h.conn.Write(piece); err != nil {
-		return writeError(err, began, h.timeout)
-	}
-	if now := time.Now(); now.Sub(began) > h.timeout/16 { // it waited for the peer to make room
-		h.answered = now
-	}
-	return nil
+// A connQueue holds the connections that have something to be sent, and the workers
+// that send it. There are workers only as long as there is work. A worker waits for
+// nobody, but for a write over TLS, which cannot be tried: one that is stuck in such a
+// write is replaced by another, and attends to that connection alone from then on.
+type connQueue struct {
+	mu          sync.Mutex // guards all fields; taken after the Broker's
+	first, last *conn
+	workers     []*worker // those that take connections from the queue
+	most        int       // how many of them are started for what is pushed
+	watching    bool      // watch will run
+	replacing   int       // how many are started for those that are stuck
 }
 
-// peerLeft returns an error if the client has closed its connection, which it
-// may take a moment to find out.
-func (h *hijacked) peerLeft() error {
-	h.conn.SetReadDeadline(time.Now().Add(time.Millisecond))
-	defer h.conn.SetReadDeadline(time.Time{}) // or the next worker's attempt fails
-	var p [64]byte
-	if _, err := h.conn.Read(p[:]); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-		return fmt.Errorf("%w: %w", ErrClientLeft, err)
+// patience is after how long a worker that is stuck is replaced, and up to twice that.
+const patience = time.Millisecond
+
+func newConnQueue() *connQueue { return &connQueue{most: runtime.GOMAXPROCS(0)} }
+
+// push adds c, which has no owner.
+func (q *connQueue) push(c *conn) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.first == nil {
+		q.first = c
+	} else {
+		q.last.behind = c
 	}
-	return nil
+	q.last = c
+	if len(q.workers) < q.most {
+		q.startLocked()
+	}
 }
 
-// An attempt is one system call on a connection that must not be waited for. It
-// is there to be reused, since a RawConn takes a function.
+func (q *connQueue) startLocked() {
+	w := &worker{queue: q, attempt: newAttempt()}
+	q.workers = append(q.workers, w)
+	go w.work()
+}
+
+// pop gives w the next connection, or nil if it is not needed any more.
+func (q *connQueue) pop(w *worker) *conn {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	c := q.first
+	switch {
+	case w.replaced:
+		return nil
+	case c == nil:
+		q.removeLocked(w)
+		return nil
+	}
+	if q.first, c.behind = c.behind, nil; q.first == nil {
+		q.last = nil
+	}
+	if c.raw == nil && !q.watching {
+		q.watching = true
+		time.AfterFunc(patience, q.watch)
+	}
+	return c
+}
+
+// hasReplaced reports whether another worker has taken the place of w.
+func (q *connQueue) hasReplaced(w *worker) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return w.replaced
+}
+
+func (q *connQueue) removeLocked(w *worker) {
+	q.workers = slices.DeleteFunc(q.workers, func(other *worker) bool { return other == w })
+}
+
+// watch replaces workers that have been in one write since it ran last. As long as
+// there are such it replaces more each time: very many clients may have stopped
+// reading at once.
+func (q *connQueue) watch() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	stuck := 0
+	for _, w := range slices.Clone(q.workers) {
+		writes := w.writes.Load()
+		if writes%2 == 1 && writes == w.seen {
+			w.replaced = true
+			q.removeLocked(w)
+			stuck++
+		}
+		w.seen = writes
+	}
+	q.replacing = max(stuck, min(2*q.replacing, 1024)*min(stuck, 1))
+	if q.first != nil {
+		for range q.replacing {
+			q.startLocked()
+		}
+	}
+	if q.watching = len(q.workers) > 0; q.watching {
+		time.AfterFunc(patience, q.watch)
+	}
+}
+
+// A worker sends what there is to be sent, to one connection after the other.
+type worker struct {
+	queue    *connQueue
+	attempt  *attempt
+	batch    []*frame
+	writes   atomic.Uint32 // odd: in a write that may wait
+	seen     uint32        // writes as watch saw it last; guarded by the queue's mu
+	replaced bool          // guarded by the queue's mu
+}
+
+// batchesAtOnce is how many batches a connection is sent before others are.
+const batchesAtOnce = 16
+
+func (w *worker) work() {
+	for c := w.queue.pop(w); c != nil; c = w.queue.pop(w) {
+		if w.serve(c) {
+			w.queue.push(c)
+		}
+	}
+}
+
+// serve sends c some of what there is for it, and reports whether there may be more.
+// If not, c has another owner or none.
+func (w *worker) serve(c *conn) (more bool) {
+	if c.suspect && c.raw == nil {
+		go c.attend(nil, 0, again) // to look takes time
+		return false
+	}
+	if err := c.look(); err != nil {
+		c.close(err)
+		return false
+	}
+	for range batchesAtOnce {
+		var then step
+		w.batch, then = c.source.next(w.batch)
+		if then == wait {
+			return false
+		}
+		r := frameReader{frames: w.batch}
+		var err error
+		switch {
+		case then == askCatchUp:
+			err = errWouldWait
+		case c.raw != nil:
+			err = w.attempt.send(c, &r, false)
+		default:
+			w.writes.Add(1)
+			err = c.send(w.batch, 0)
+			w.writes.Add(1)
+		}
+		switch {
+		case err == errWouldWait:
+			go c.attend(r.frames, r.skip, then)
+			w.batch = nil // next has kept it
+			return false
+		case err != nil || then == last:
+			c.close(err)
+			return false
+		case c.raw == nil && w.queue.hasReplaced(w):
+			c.attend(w.batch[:0], 0, again)
+			return false
+		}
+	}
+	w.batch = nil // next has kept it
+	return true
+}
+
+// An attempt writes to a connection by system calls that do not wait. It is there to
+// be reused, since a RawConn takes a function.
 type attempt struct {
-	write, read func(fd uintptr) bool
-	p           []byte
-	n           int
-	err         error
+	write func(fd uintptr) bool
+
+	// The arguments and the result of write.
+	c       *conn
+	r       *frameReader
+	mayWait bool // for room, if the client does not take all at once
+	waited  bool
+	err     error
 }
 
 func newAttempt() *attempt {
 	a := &attempt{}
 	a.write = func(fd uintptr) bool {
-		a.n, a.err = call(syscall.Write, fd, a.p)
-		return true // whatever came of it: do not wait
-	}
-	a.read = func(fd uintptr) bool {
-		a.n, a.err = call(syscall.Read, fd, a.p)
-		return true
+		// The buffer is given back while it waits for room: there may be very many
+		// clients that do not read.
+		buf := scratch.Get().(*[]byte)
+		defer func() { putScratch(buf, *buf) }()
+		return a.writeAll(fd, buf)
 	}
 	return a
+}
+
+// writeAll writes until all was taken or an error ended that, and reports whether
+// that is so. Otherwise the caller is to wait for room and call it again.
+func (a *attempt) writeAll(fd uintptr, buf *[]byte) bool {
+	if a.waited {
+		a.c.answered = time.Now() // it has made room
+	}
+	for {
+		p := a.r.next(*buf)
+		if len(p) == 0 {
+			a.err = nil
+			return true
+		}
+		*buf = p
+		n, err := call(syscall.Write, fd, p)
+		if n > 0 {
+			a.r.take(n)
+			if a.mayWait {
+				a.c.source.writing(true)
+			}
+		}
+		switch {
+		case n == len(p), err == syscall.EINTR:
+		case err != nil && err != syscall.EAGAIN:
+			a.err = fmt.Errorf("%w: %w", ErrClientLeft, err)
+			return true
+		default:
+			a.err, a.waited = errWouldWait, true
+			return !a.mayWait
+		}
+	}
 }
 
 // call calls a function of package syscall, where a file descriptor is an int on
@@ -682,21 +1004,17 @@ func call[FD ~int | ~uintptr](f func(FD, []byte) (int, error), fd uintptr, p []b
 
 var errWouldWait = errors.New("sse: client does not take that much at once")
 
-// put writes the piece, or as much as n tells and returns an error.
-func (a *attempt) put(h *hijacked, piece []byte) (n int, err error) {
-	a.p, a.n = piece, 0
-	if err := h.raw.Write(a.write); err != nil {
-		return 0, err
+// send writes what r has. If it may not wait, it returns errWouldWait where the
+// client does not take all of it.
+func (a *attempt) send(c *conn, r *frameReader, mayWait bool) error {
+	a.c, a.r, a.mayWait, a.waited, a.err = c, r, mayWait, false, nil
+	if mayWait {
+		c.source.writing(true)
 	}
-	if n = max(a.n, 0); n < len(piece) {
-		return n, errWouldWait
+	err := c.raw.Write(a.write)
+	a.c, a.r = nil, nil
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrClientLeft, err)
 	}
-	return n, nil
-}
-
-// peerLeft tells whether the client has closed its connection.
-func (a *attempt) peerLeft(h *hijacked) bool {
-	var p [64]byte
-	a.p = p[:]
-	return h.raw.Read(a.read) != nil || a.n == 0 && a.err == nil
+	return a.err
 }
