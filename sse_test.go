@@ -8246,6 +8246,262 @@ func BenchmarkReplay(b *testing.B) {
 	}
 }
 
+// BenchmarkPublishBesideStalled measures an event to clients that read, among
+// others of the same topic that are stuck in a write.
+func BenchmarkPublishBesideStalled(b *testing.B) {
+	const readers = 1000
+	for _, stalled := range []int{0, 20_000} {
+		b.Run(fmt.Sprint("stalled=", stalled), func(b *testing.B) {
+			broker := &Broker{KeepAlive: -1, WriteTimeout: -1, Logger: slog.New(slog.DiscardHandler)}
+			delays := newDelays(readers)
+			serveClients(b, broker, readers, delays.had)
+			var stuck sync.WaitGroup
+			stuck.Add(stalled)
+			release := make(chan struct{})
+			serveClients(b, broker, stalled, func(int) {
+				select {
+				case <-release:
+				default:
+					stuck.Done()
+					<-release
+				}
+			})
+			b.Cleanup(func() { close(release) })
+
+			publish := func() { broker.Publish(Event{Data: "some data that says something"}) }
+			delays.measure(publish)
+			stuck.Wait()
+			for range 2 * defaultHistory { // so that the history has left them behind
+				delays.measure(publish)
+			}
+			delays.all = delays.all[:0]
+			b.ReportAllocs()
+			for b.Loop() {
+				delays.measure(publish)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/readers, "ns/delivery")
+			delays.report(b)
+		})
+	}
+}
+
+// BenchmarkKeepAlive measures how long it takes until each of many idle clients
+// has had another keep-alive, while events of another topic push each other out
+// of the history. None of the clients has missed anything: there must be no gap
+// and no call of CatchUp.
+func BenchmarkKeepAlive(b *testing.B) {
+	const (
+		clients   = 50_000
+		keepAlive = time.Second
+	)
+	var calls atomic.Int64
+	broker := &Broker{
+		KeepAlive: keepAlive,
+		CatchUp: func(context.Context, Missed) iter.Seq2[Event, error] {
+			calls.Add(1)
+			return func(func(Event, error) bool) {}
+		},
+		Logger: slog.New(slog.DiscardHandler),
+	}
+	var left, round atomic.Int64
+	done := make(chan struct{}, 1)
+	last := make([]int64, clients) // round in which each had a keep-alive
+	serveClients(b, broker, clients, func(client int) {
+		if now := round.Load(); last[client] < now {
+			last[client] = now
+			if left.Add(-1) == 0 {
+				done <- struct{}{}
+			}
+		}
+	}, "idle")
+	next := func() {
+		left.Store(clients)
+		round.Add(1)
+		<-done
+	}
+	next() // newcomers ask CatchUp, and are through with it now
+	calls.Store(0)
+	gaps := broker.Stats().Gaps
+	stop := flood(broker, "busy")
+	for b.Loop() {
+		next()
+	}
+	published := stop()
+	b.ReportMetric((b.Elapsed()/time.Duration(b.N)-keepAlive).Seconds()*1000, "late-ms")
+	b.ReportMetric(float64(published)/defaultHistory/float64(b.N), "histories/op")
+	b.ReportMetric(float64(broker.Stats().Gaps-gaps), "gaps")
+	b.ReportMetric(float64(calls.Load()), "catchups")
+}
+
+// BenchmarkPublishBesideFlood measures an event to many clients while another
+// goroutine publishes to another topic as fast as it can. Neither may starve the
+// other.
+func BenchmarkPublishBesideFlood(b *testing.B) {
+	const (
+		n     = 3000
+		pause = 50 * time.Millisecond // between events, so that each meets nothing but the flood
+	)
+	for _, way := range []struct {
+		name  string
+		begin func(b *testing.B, broker *Broker, had func(int))
+	}{
+		{"Serve", func(b *testing.B, broker *Broker, had func(int)) { serveClients(b, broker, n, had, "topic") }},
+		{"Subscribe", func(b *testing.B, broker *Broker, had func(int)) { subscribeLoops(b, broker, n, had, "topic") }},
+		{"Serve over TCP", func(b *testing.B, broker *Broker, had func(int)) {
+			connectClients(b, broker, n, had, func(w http.ResponseWriter, r *http.Request) { broker.Serve(w, r, "topic") })
+		}},
+		{"Detach over TCP", func(b *testing.B, broker *Broker, had func(int)) {
+			connectClients(b, broker, n, had, func(w http.ResponseWriter, r *http.Request) { broker.Detach(w, r, nil, "topic") })
+		}},
+	} {
+		b.Run(way.name, func(b *testing.B) {
+			broker := &Broker{KeepAlive: -1, Logger: slog.New(slog.DiscardHandler)}
+			delays := newDelays(n)
+			way.begin(b, broker, delays.had)
+			publish := func() { broker.Publish(Event{Data: "some data that says something"}, "topic") }
+			delays.measure(publish)
+			delays.all = delays.all[:0]
+			stop := flood(broker, "flood")
+			for b.Loop() {
+				delays.measure(publish)
+				time.Sleep(pause)
+			}
+			published := stop()
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(published), "ns/flooding")
+			delays.report(b)
+			b.ReportMetric(0, "ns/op") // has the pause in it
+		})
+	}
+}
+
+// serveClients serves the topics to n clients, which call flushed after each flush
+// but the first. It returns when each has had that one.
+func serveClients(b *testing.B, broker *Broker, n int, flushed func(client int), topics ...string) {
+	b.Helper()
+	var opened, gone sync.WaitGroup
+	opened.Add(n)
+	ctx, cancel := context.WithCancel(context.Background())
+	b.Cleanup(func() { cancel(); gone.Wait() })
+	for i := range n {
+		open := false
+		w := &wireTape{deaf: true, duringFlush: func() {
+			if open {
+				flushed(i)
+				return
+			}
+			open = true
+			opened.Done()
+		}}
+		r := httptest.NewRequestWithContext(ctx, "GET", "/", nil)
+		gone.Go(func() { broker.Serve(w, r, topics...) })
+	}
+	opened.Wait()
+}
+
+// subscribeLoops runs n loops over Subscribe, which call had for each event.
+func subscribeLoops(b *testing.B, broker *Broker, n int, had func(loop int), topics ...string) {
+	b.Helper()
+	var gone sync.WaitGroup
+	ctx, cancel := context.WithCancel(context.Background())
+	b.Cleanup(func() { cancel(); gone.Wait() })
+	for i := range n {
+		gone.Go(func() {
+			for range broker.Subscribe(ctx, "", topics...) {
+				if ctx.Err() == nil {
+					had(i)
+				}
+			}
+		})
+	}
+	for broker.Stats().Subscribers < n {
+		runtime.Gosched()
+	}
+}
+
+// connectClients connects n clients over TCP, which call had for each event.
+func connectClients(b *testing.B, broker *Broker, n int, had func(client int), handler http.HandlerFunc) {
+	b.Helper()
+	server := httptest.NewServer(handler)
+	b.Cleanup(func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		broker.Shutdown(ctx)
+		server.Close()
+	})
+	for i := range n {
+		conn, err := net.Dial("tcp", server.Listener.Addr().String())
+		if err != nil {
+			b.Skip(err) // too few files may be open
+		}
+		b.Cleanup(func() { conn.Close() })
+		fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+		go func() {
+			for lines := bufio.NewScanner(conn); lines.Scan(); {
+				if bytes.HasPrefix(lines.Bytes(), []byte("data:")) {
+					had(i)
+				}
+			}
+		}()
+	}
+	for broker.Stats().Clients < n {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// flood publishes to the topic as fast as it can until stop is called, which
+// returns how many events that were.
+func flood(broker *Broker, topic string) (stop func() int) {
+	var stopped atomic.Bool
+	published := make(chan int)
+	go func() {
+		n := 0
+		for ; !stopped.Load(); n++ {
+			broker.Publish(Event{Data: "some data that says something"}, topic)
+		}
+		published <- n
+	}()
+	return func() int {
+		stopped.Store(true)
+		return <-published
+	}
+}
+
+// delays are the times from publishing an event until each of several clients
+// has it.
+type delays struct {
+	start time.Time
+	each  []time.Duration // of the event that is on its way
+	left  atomic.Int64    // clients that do not have it
+	done  chan struct{}
+	all   []time.Duration // of the events before
+}
+
+func newDelays(clients int) *delays {
+	return &delays{each: make([]time.Duration, clients), done: make(chan struct{}, 1)}
+}
+
+func (d *delays) had(client int) {
+	d.each[client] = time.Since(d.start)
+	if d.left.Add(-1) == 0 {
+		d.done <- struct{}{}
+	}
+}
+
+// measure waits until all clients have what publish publishes.
+func (d *delays) measure(publish func()) {
+	d.left.Store(int64(len(d.each)))
+	d.start = time.Now()
+	publish()
+	<-d.done
+	d.all = append(d.all, d.each...)
+}
+
+func (d *delays) report(b *testing.B) {
+	slices.Sort(d.all)
+	b.ReportMetric(d.all[len(d.all)/2].Seconds()*1000, "p50-ms")
+	b.ReportMetric(d.all[len(d.all)-1].Seconds()*1000, "max-ms")
+}
+
 // Helpers: encoding and decoding.
 
 // decoded is all that a stream says.
