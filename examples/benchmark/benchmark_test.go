@@ -19,10 +19,28 @@ const burst = 16
 // events is published whenever all clients have the one before. An operation is
 // one burst on its way to all.
 func BenchmarkBurst(b *testing.B) {
-	for _, size := range []struct{ clients, bytes int }{{100, 100}, {100, 1000}, {1000, 100}, {1000, 1000}, {10_000, 100}} {
+	bursts(b, load.TCP, []size{{100, 100}, {100, 1000}, {1000, 100}, {1000, 1000}, {10_000, 100}})
+}
+
+// BenchmarkBurstTLS is BenchmarkBurst over TLS.
+func BenchmarkBurstTLS(b *testing.B) { bursts(b, load.TLS, secureSizes) }
+
+// BenchmarkBurstHTTP2 is BenchmarkBurst over HTTP/2 with TLS, a hundred clients on
+// each connection.
+func BenchmarkBurstHTTP2(b *testing.B) { bursts(b, load.H2, secureSizes) }
+
+type size struct{ clients, bytes int }
+
+var secureSizes = []size{{1000, 100}, {1000, 1000}}
+
+func bursts(b *testing.B, network string, sizes []size) {
+	for _, size := range sizes {
 		for _, lib := range libraries {
+			if !lib.serves(network) {
+				continue
+			}
 			b.Run(fmt.Sprintf("lib=%s/clients=%d/bytes=%d", lib.name, size.clients, size.bytes), func(b *testing.B) {
-				s := newSite(b, lib, 0, size.bytes)
+				s := newSite(b, lib, network, 0, size.bytes)
 				s.connect(size.clients)
 				s.bursts(burst, times(3)) // which fill what is filled only once
 				cpu := s.cpu()
@@ -37,14 +55,26 @@ func BenchmarkBurst(b *testing.B) {
 
 // BenchmarkSteady measures delivery of single events at a fixed rate, and how
 // long they are on their way. An operation is one event to all.
-func BenchmarkSteady(b *testing.B) {
+func BenchmarkSteady(b *testing.B) { steady(b, load.TCP) }
+
+// BenchmarkSteadyTLS is BenchmarkSteady over TLS.
+func BenchmarkSteadyTLS(b *testing.B) { steady(b, load.TLS) }
+
+// BenchmarkSteadyHTTP2 is BenchmarkSteady over HTTP/2 with TLS, a hundred clients
+// on each connection.
+func BenchmarkSteadyHTTP2(b *testing.B) { steady(b, load.H2) }
+
+func steady(b *testing.B, network string) {
 	const (
 		clients = 1000
 		rate    = 20 // a second
 	)
 	for _, lib := range libraries {
+		if !lib.serves(network) {
+			continue
+		}
 		b.Run(fmt.Sprintf("lib=%s/clients=%d/rate=%d", lib.name, clients, rate), func(b *testing.B) {
-			s := newSite(b, lib, 0, 100)
+			s := newSite(b, lib, network, 0, 100)
 			s.connect(clients)
 			if err := s.clients.Time(true); err != nil {
 				b.Fatal(err)
@@ -96,16 +126,25 @@ func BenchmarkReplay(b *testing.B) {
 
 // BenchmarkIdle measures the memory of connections on which nothing is under
 // way, in a server's process of its own.
-func BenchmarkIdle(b *testing.B) {
+func BenchmarkIdle(b *testing.B) { idle(b, load.TCP) }
+
+// BenchmarkIdleTLS is BenchmarkIdle over TLS.
+func BenchmarkIdleTLS(b *testing.B) { idle(b, load.TLS) }
+
+// BenchmarkIdleHTTP2 is BenchmarkIdle for streams of HTTP/2 with TLS, a hundred of
+// each connection.
+func BenchmarkIdleHTTP2(b *testing.B) { idle(b, load.H2) }
+
+func idle(b *testing.B, network string) {
 	const clients = 10_000
 	for _, lib := range libraries {
-		if lib.apart() {
+		if lib.apart() || !lib.serves(network) {
 			continue
 		}
 		b.Run(fmt.Sprintf("lib=%s/clients=%d", lib.name, clients), func(b *testing.B) {
 			var each memory
 			for b.Loop() {
-				each = idleMemory(b, lib, clients)
+				each = idleMemory(b, lib, network, clients)
 			}
 			b.ReportMetric(0, "ns/op") // mostly waiting
 			b.ReportMetric(float64(each.RSS), "bytes/conn")

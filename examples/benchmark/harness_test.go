@@ -60,18 +60,23 @@ func TestEachLibraryDeliversEveryEventOnceAndInOrder(t *testing.T) {
 		clients = 20
 		bursts  = 5
 	)
-	for _, lib := range libraries {
-		t.Run(lib.name, func(t *testing.T) {
-			s := newSite(t, lib, 0, 100)
-			s.connect(clients)
-			before := s.await().Received
-			s.bursts(burst, times(bursts))
-			r := s.await()
-			s.check(r, 0)
-			if got, want := r.Received-before, int64(clients*bursts*burst); got != want {
-				t.Errorf("got %d deliveries, want %d", got, want)
+	for _, network := range []string{load.TCP, load.TLS, load.H2} {
+		for _, lib := range libraries {
+			if !lib.serves(network) {
+				continue
 			}
-		})
+			t.Run(network+"/"+lib.name, func(t *testing.T) {
+				s := newSite(t, lib, network, 0, 100)
+				s.connect(clients)
+				before := s.await().Received
+				s.bursts(burst, times(bursts))
+				r := s.await()
+				s.check(r, 0)
+				if got, want := r.Received-before, int64(clients*bursts*burst); got != want {
+					t.Errorf("got %d deliveries, want %d", got, want)
+				}
+			})
+		}
 	}
 }
 
@@ -286,7 +291,7 @@ func TestAServerThatCrashesIsFoundOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := newRemote(t, lib, 100)
+	r := newRemote(t, lib, load.TCP, 100)
 	var answer any
 	if err := r.call(&answer, patience, "jump"); !errors.Is(err, errCrashed) || !strings.Contains(err.Error(), `no command "jump"`) {
 		t.Errorf("got error %v, want %v and its reason", err, errCrashed)
@@ -304,9 +309,15 @@ func TestMemoryOfIdleClients(t *testing.T) {
 	}
 	// A handler that runs has two goroutines with stacks of 2 KiB at least, and
 	// 8 KiB of buffers; a connection that was taken over has none of that.
-	got, least := idleMemory(t, lib, 500), idleMemory(t, bare, 500)
-	if least.RSS < 500 || got.RSS < least.RSS+8000 || got.Stacks < least.Stacks+4000 || got.Heap < least.Heap+8000 {
-		t.Errorf("got %+v bytes for each connection, and %+v without a handler", got, least)
+	for _, network := range []string{load.TCP, load.TLS} {
+		got, least := idleMemory(t, lib, network, 500), idleMemory(t, bare, network, 500)
+		if least.RSS < 500 || got.RSS < least.RSS+8000 || got.Stacks < least.Stacks+4000 || got.Heap < least.Heap+8000 {
+			t.Errorf("over %s got %+v bytes for each connection, and %+v without a handler", network, got, least)
+		}
+	}
+	// A stream of HTTP/2 has one such goroutine, and 4 KiB of buffers.
+	if got := idleMemory(t, lib, load.H2, 500); got.RSS < 6000 || got.Stacks < 2000 || got.Heap < 4000 {
+		t.Errorf("over %s got %+v bytes for each stream", load.H2, got)
 	}
 }
 
@@ -358,8 +369,8 @@ type site struct {
 }
 
 // newSite starts the library, which ends together with the test: in this process,
-// if it can. The clients are another process.
-func newSite(tb testing.TB, lib library, keep, bytes int) *site {
+// if it can. The clients are another process, and connect over the network.
+func newSite(tb testing.TB, lib library, network string, keep, bytes int) *site {
 	tb.Helper()
 	requireLinux(tb)
 	if lib.missing != nil {
@@ -374,11 +385,11 @@ func newSite(tb testing.TB, lib library, keep, bytes int) *site {
 		}
 		addr = listener.Addr().String()
 		s.http = &http.Server{Handler: s.server.handler, ConnState: s.connState}
-		go s.http.Serve(listener)
+		go load.Serve(s.http, listener, network)
 	}
 	var err error
 	s.clients, err = load.Start(load.Options{
-		Network: "tcp",
+		Network: network,
 		Addr:    addr,
 		Path:    lib.streamPath(),
 		Payload: bytes,
@@ -530,7 +541,7 @@ type replay struct {
 // newReplay publishes the events, and what comes before them.
 func newReplay(tb testing.TB, lib library, events, bytes int) *replay {
 	tb.Helper()
-	s := newSite(tb, lib, 2*events, bytes)
+	s := newSite(tb, lib, load.TCP, 2*events, bytes)
 	s.connect(1)
 	_, id, err := s.clients.Report()
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	tmaxmax "github.com/tmaxmax/go-sse"
 
 	"github.com/seed22e817d0/sse"
+	"github.com/seed22e817d0/sse/examples/benchmark/internal/load"
 )
 
 // A library is one way to send events, used as its documentation shows.
@@ -34,6 +35,7 @@ type library struct {
 	doubles  int64  // events that such a client gets although it had them
 	inMemory bool   // serves a client without a connection
 	noHead   bool   // sends no head before the first event
+	hijacks  bool   // always takes the connection over, which HTTP/2 does not allow
 
 	missing func() error // why it is not there; nil: it is
 }
@@ -68,7 +70,7 @@ var libraries = []library{
 	{name: "tmaxmax", start: startTmaxmax, topics: tmaxmaxTopics, replays: true, inMemory: true, noHead: true},
 	{name: "donovanhide", start: startDonovanhide, topics: donovanhideTopics, replays: true, doubles: 1, inMemory: true},
 	{name: "nchan", start: startNchan, missing: nchanMissing},
-	{name: "floor", start: startFloor},
+	{name: "floor", start: startFloor, hijacks: true},
 }
 
 func startOurs(keep int) *server {
@@ -338,6 +340,17 @@ func find(name string) (library, error) {
 
 // apart tells whether the library runs in processes of its own.
 func (l library) apart() bool { return l.missing != nil }
+
+// serves tells whether the library can be compared over the network.
+func (l library) serves(network string) bool {
+	switch network {
+	case load.H2:
+		return !l.apart() && !l.hijacks
+	case load.TLS:
+		return !l.apart()
+	}
+	return true
+}
 
 // streamPath returns the path and query of the library's stream.
 func (l library) streamPath() string { return cmp.Or(l.path, "/events") }

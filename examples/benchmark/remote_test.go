@@ -22,17 +22,17 @@ import (
 	"github.com/seed22e817d0/sse/examples/benchmark/internal/stall"
 )
 
-// serverEnv names the library that a process is to serve.
+// serverEnv names the library that a process is to serve, and the network.
 const serverEnv = "BENCHMARK_SERVER"
 
 // serveRemote runs a server that is a [remote], if that is what the process was
 // started for, and ends it.
 func serveRemote() {
-	name := os.Getenv(serverEnv)
-	if name == "" {
+	name, network, ok := strings.Cut(os.Getenv(serverEnv), " over ")
+	if !ok {
 		return
 	}
-	if err := serveLines(name, os.Stdin, os.Stdout); err != nil {
+	if err := serveLines(name, network, os.Stdin, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "server:", err)
 		os.Exit(1)
 	}
@@ -42,7 +42,7 @@ func serveRemote() {
 // serveLines serves, and obeys lines: "publish 16 100" publishes so many events
 // of so many bytes, "usage" tells what the process has used, "full" how many
 // connections there are to which nothing more can be written.
-func serveLines(name string, r io.Reader, w io.Writer) error {
+func serveLines(name, network string, r io.Reader, w io.Writer) error {
 	lib, err := find(name)
 	if err != nil {
 		return err
@@ -52,7 +52,7 @@ func serveLines(name string, r io.Reader, w io.Writer) error {
 		return err
 	}
 	server := lib.start(0)
-	go http.Serve(listener, server.handler)
+	go load.Serve(&http.Server{Handler: server.handler}, listener, network)
 	answers := json.NewEncoder(w)
 	answers.Encode(listener.Addr().String())
 	number := int64(0)
@@ -107,11 +107,11 @@ type remote struct {
 }
 
 // newRemote starts the processes. They end together with the test.
-func newRemote(tb testing.TB, lib library, bytes int) *remote {
+func newRemote(tb testing.TB, lib library, network string, bytes int) *remote {
 	tb.Helper()
 	requireLinux(tb)
 	r := &remote{tb: tb, cmd: exec.Command(os.Args[0])}
-	r.cmd.Env = append(os.Environ(), serverEnv+"="+lib.name)
+	r.cmd.Env = append(os.Environ(), serverEnv+"="+lib.name+" over "+network)
 	r.cmd.Stderr = &r.stderr
 	var w *os.File
 	var err1, err2 error
@@ -128,7 +128,7 @@ func newRemote(tb testing.TB, lib library, bytes int) *remote {
 		tb.Fatal(err)
 	}
 	r.clients, err = load.Start(load.Options{
-		Network: "tcp",
+		Network: network,
 		Addr:    r.addr,
 		Path:    lib.streamPath(),
 		Payload: bytes,
@@ -208,9 +208,9 @@ type memory struct{ RSS, Stacks, Heap int64 }
 
 // idleMemory returns what a connection costs in a server that serves nobody else,
 // when its client has had an event.
-func idleMemory(tb testing.TB, lib library, n int) (each memory) {
+func idleMemory(tb testing.TB, lib library, network string, n int) (each memory) {
 	tb.Helper()
-	r := newRemote(tb, lib, 100)
+	r := newRemote(tb, lib, network, 100)
 	var before, after memory
 	r.must(&before, "usage")
 	r.connect(n, 100)
@@ -246,7 +246,7 @@ var errWait = errors.New("all wait")
 // as well. It returns why it could not come to that.
 func newJam(tb testing.TB, lib library, readers, stalled, bytes int, patience time.Duration) (*jam, error) {
 	tb.Helper()
-	j := &jam{remote: newRemote(tb, lib, bytes), readers: readers, stalled: stalled, bytes: bytes, patience: patience}
+	j := &jam{remote: newRemote(tb, lib, load.TCP, bytes), readers: readers, stalled: stalled, bytes: bytes, patience: patience}
 	j.connect(readers, bytes)
 	clients, err := stall.Connect(j.addr, lib.streamPath(), stalled)
 	if err != nil {

@@ -59,15 +59,21 @@ var goals = []goal{
 		append(bursts(detach, floor, few), bursts(detach, floor, many)...), 1.5, false, "%.2f"},
 
 	{"20 events a second to 1,000 clients", "CPU for each delivery with `Serve` ÷ floor",
-		[]figure{{of: steady(base, cpu), per: steady(floor, cpu)}}, 1.35, false, "%.2f"},
+		[]figure{{of: steady("", base, cpu), per: steady("", floor, cpu)}}, 1.35, false, "%.2f"},
 	{"", "with `Detach` ÷ floor",
-		[]figure{{of: steady(detach, cpu), per: steady(floor, cpu)}}, 1.2, false, "%.2f"},
-	{"", "the best other ÷ this",
-		eachWay(func(lib string) figure { return figure{of: steady(others, cpu), per: steady(lib, cpu)} }), 1, true, "%.2f"},
+		[]figure{{of: steady("", detach, cpu), per: steady("", floor, cpu)}}, 1.2, false, "%.2f"},
+	{"", "the best other ÷ this", perOther(""), 1, true, "%.2f"},
+	{"", "with `Detach` ÷ with `Serve`", perServe(""), 1, false, "%.2f"},
 	{"", "nchan (C) ÷ this",
-		eachWay(func(lib string) figure { return figure{of: steady(nchan, cpu), per: steady(lib, cpu)} }), 1, true, "%.2f"},
+		eachWay(func(lib string) figure { return figure{of: steady("", nchan, cpu), per: steady("", lib, cpu)} }), 1, true, "%.2f"},
 	{"", "99 percent of the delays ÷ floor",
-		eachWay(func(lib string) figure { return figure{of: steady(lib, "p99-ms"), per: steady(floor, "p99-ms")} }), same, false, "%.2f"},
+		eachWay(func(lib string) figure {
+			return figure{of: steady("", lib, "p99-ms"), per: steady("", floor, "p99-ms")}
+		}), same, false, "%.2f"},
+	{"the same with TLS", "the best other ÷ this", perOther("TLS"), 1, true, "%.2f"},
+	{"", "with `Detach` ÷ with `Serve`", perServe("TLS"), 1, false, "%.2f"},
+	// Over HTTP/2 Detach serves as Serve does.
+	{"the same over HTTP/2", "the best other ÷ this", perOther("HTTP2"), 1, true, "%.2f"},
 
 	{"replay of 999 events to 1,000 clients", "CPU for each event, µs",
 		eachWay(func(lib string) figure { return figure{of: replay(lib)} }), 0.2, false, "%.2f"},
@@ -121,7 +127,22 @@ func eachWay(of func(lib string) figure) (f []figure) {
 	return f
 }
 
-func steady(lib, unit string) quantity { return quantity{lib, "Steady/clients=1000/rate=20", unit} }
+// perOther returns the best other's cost of single events as so many times ours.
+func perOther(over string) []figure {
+	return eachWay(func(lib string) figure { return figure{of: steady(over, others, cpu), per: steady(over, lib, cpu)} })
+}
+
+// perServe returns the cost of single events with Detach as so many times that
+// with Serve.
+func perServe(over string) []figure {
+	return []figure{{of: steady(over, detach, cpu), per: steady(over, base, cpu)}}
+}
+
+// steady returns a quantity of the benchmark of single events over the transport
+// that its name ends in.
+func steady(over, lib, unit string) quantity {
+	return quantity{lib, "Steady" + over + "/clients=1000/rate=20", unit}
+}
 func replay(lib string) quantity {
 	return quantity{lib, "Replay/clients=1000/events=999", "cpu-µs/event"}
 }

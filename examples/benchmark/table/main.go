@@ -70,22 +70,34 @@ type unit struct {
 // again begins the title of a table that shows another unit of the one before.
 const again = "The same: "
 
-var tables = []table{
-	{"Burst", "Bursts of 16 events over HTTP/1.1: server CPU, µs for each delivery", []unit{{"cpu-µs/delivery", "", "%.2f", 1, true}}},
-	{"Steady", "20 events a second to 1,000 clients over HTTP/1.1", []unit{
+var (
+	burstUnits  = []unit{{"cpu-µs/delivery", "", "%.2f", 1, true}}
+	steadyUnits = []unit{
 		{"cpu-µs/delivery", "server CPU, µs for each delivery", "%.1f", 1, true},
 		{"p50-ms", "delay, median, ms", "%.1f", 1, true},
 		{"p99-ms", "99 percent, ms", "%.1f", 1, true},
-	}},
+	}
+	idleUnits = []unit{
+		{"bytes/conn", "in all", "%.0f", 1, true},
+		{"stack-bytes/conn", "stacks", "%.0f", 1, true},
+		{"heap-bytes/conn", "allocated", "%.0f", 1, true},
+	}
+)
+
+var tables = []table{
+	{"Burst", "Bursts of 16 events over HTTP/1.1: server CPU, µs for each delivery", burstUnits},
+	{"BurstTLS", "Bursts of 16 events over HTTP/1.1 with TLS: server CPU, µs for each delivery", burstUnits},
+	{"BurstHTTP2", "Bursts of 16 events over HTTP/2, 100 clients on each connection: server CPU, µs for each delivery", burstUnits},
+	{"Steady", "20 events a second to 1,000 clients over HTTP/1.1", steadyUnits},
+	{"SteadyTLS", "20 events a second to 1,000 clients over HTTP/1.1 with TLS", steadyUnits},
+	{"SteadyHTTP2", "20 events a second to 1,000 clients over HTTP/2, 100 on each connection", steadyUnits},
 	{"Replay", "Replay of 999 events to each client that comes back", []unit{
 		{"cpu-µs/event", "server CPU, µs for each event", "%.2f", 1, true},
 		{"doubled/client", "events that the client had already", "%.0f", 1, false},
 	}},
-	{"Idle", "Memory of the server's process for each of 10,000 idle connections, bytes", []unit{
-		{"bytes/conn", "in all", "%.0f", 1, true},
-		{"stack-bytes/conn", "stacks", "%.0f", 1, true},
-		{"heap-bytes/conn", "allocated", "%.0f", 1, true},
-	}},
+	{"Idle", "Memory of the server's process for each of 10,000 idle connections, bytes", idleUnits},
+	{"IdleTLS", "Memory of the server's process for each of 10,000 idle connections with TLS, bytes", idleUnits},
+	{"IdleHTTP2", "Memory of the server's process for each of 10,000 idle clients over HTTP/2, 100 on each connection, bytes", idleUnits},
 	{"Stalled", "Bursts of 16 events to clients that read, beside stalled ones that do not: delay, 99 percent, ms", []unit{{"p99-ms", "", "%.1f", 1, true}}},
 	{"Stalled", again + "delay, median, ms", []unit{{"p50-ms", "", "%.1f", 1, true}}},
 	{"Stalled", again + "time for each burst, ms", []unit{{"ns/op", "", "%.1f", 1e-6, true}}},

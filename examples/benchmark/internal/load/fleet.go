@@ -14,10 +14,10 @@ import (
 
 // Options tell how a Fleet connects.
 type Options struct {
-	Network string // "tcp" is HTTP/1.1, a connection for each client; "h2c" is HTTP/2
+	Network string // TCP, TLS, H2C or H2
 	Addr    string // host and port of the server
 	Path    string // and query
-	Streams int    // h2c: of one connection; 0: 100
+	Streams int    // H2C, H2: of one connection; 0: 100
 	Payload int    // bytes of each event's data
 	Keep    bool   // clients that connect again know what they had
 	NoHead  bool   // the server sends nothing before the first event
@@ -86,12 +86,14 @@ func New(opts Options) (*Fleet, error) {
 	f := newFleet(opts)
 	var err error
 	switch opts.Network {
-	case "tcp":
+	case TCP:
 		f.net, err = newTCP(f)
-	case "h2c":
-		f.net, err = newHTTP2(f)
+	case TLS:
+		f.net = &tlsNet{fleet: f}
+	case H2C, H2:
+		f.net = newHTTP2(f)
 	default:
-		err = fmt.Errorf("no network is called %q", opts.Network)
+		err = errNetwork(opts.Network)
 	}
 	if err != nil {
 		return nil, err

@@ -15,8 +15,8 @@ import (
 // window is how much a server may send before it hears from the client again.
 const window = 1 << 30
 
-// An http2Net is a network of HTTP/2 connections without TLS, each with the
-// streams of several clients and a goroutine that reads it.
+// An http2Net is a network of HTTP/2 connections, each with the streams of several
+// clients and a goroutine that reads it.
 type http2Net struct {
 	fleet *Fleet
 	conns []*http2Conn // that of client i is at i/Streams
@@ -39,9 +39,9 @@ type http2Conn struct {
 	dead    bool
 }
 
-func newHTTP2(f *Fleet) (network, error) {
+func newHTTP2(f *Fleet) network {
 	f.opts.Streams = cmp.Or(f.opts.Streams, 100)
-	return &http2Net{fleet: f}, nil
+	return &http2Net{fleet: f}
 }
 
 func (n *http2Net) dial(i int, lastID string) error {
@@ -96,6 +96,13 @@ func (n *http2Net) connect() (*http2Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	if encrypted(n.fleet.opts.Network) {
+		over := secure(conn, "h2")
+		if err := over.Handshake(); err != nil {
+			return nil, err
+		}
+		conn = over
+	}
 	c := &http2Conn{fleet: n.fleet, conn: conn, w: bufio.NewWriter(conn), next: 1, clients: map[uint32]int{}}
 	c.framer = http2.NewFramer(c.w, bufio.NewReaderSize(conn, 32<<10))
 	c.framer.SetReuseFrames()
@@ -128,7 +135,7 @@ func (c *http2Conn) ask(i int, lastID string) error {
 	c.header.Reset()
 	field := func(name, value string) { c.hpack.WriteField(hpack.HeaderField{Name: name, Value: value}) }
 	field(":method", "GET")
-	field(":scheme", "http")
+	field(":scheme", c.scheme())
 	field(":authority", c.fleet.opts.Addr)
 	field(":path", c.fleet.opts.Path)
 	field("accept", "text/event-stream")
@@ -141,6 +148,13 @@ func (c *http2Conn) ask(i int, lastID string) error {
 		EndStream:     true,
 		EndHeaders:    true,
 	})
+}
+
+func (c *http2Conn) scheme() string {
+	if encrypted(c.fleet.opts.Network) {
+		return "https"
+	}
+	return "http"
 }
 
 // end closes the connection, and with it all its streams.

@@ -117,19 +117,19 @@ type source struct {
 	http *http.Server
 	asks chan string      // the last event ID of each request
 	came chan chan string // for each request, what to send; closing it ends the answer
+	left chan bool        // for each client that left before that
 	mem  *memnet.Listener
 }
 
 func newSource(t *testing.T, network string) *source {
 	t.Helper()
-	s := &source{asks: make(chan string, 100), came: make(chan chan string, 100)}
-	s.http = &http.Server{Handler: s, Protocols: new(http.Protocols)}
-	s.http.Protocols.SetHTTP1(network != "h2c")
-	s.http.Protocols.SetUnencryptedHTTP2(network == "h2c")
+	s := &source{asks: make(chan string, 100), came: make(chan chan string, 100), left: make(chan bool, 100)}
+	s.http = &http.Server{Handler: s}
 	var listener net.Listener
 	if network == "memory" {
 		s.mem = memnet.Listen()
 		listener = s.mem
+		network = TCP
 	} else {
 		var err error
 		if listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
@@ -137,7 +137,7 @@ func newSource(t *testing.T, network string) *source {
 		}
 	}
 	s.addr = listener.Addr().String()
-	go s.http.Serve(listener)
+	go Serve(s.http, listener, network)
 	t.Cleanup(func() { s.http.Close() })
 	return s
 }
@@ -161,6 +161,7 @@ func (s *source) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprint(w, text)
 			rc.Flush()
 		case <-r.Context().Done():
+			s.left <- true
 			return
 		}
 	}
@@ -176,13 +177,17 @@ type fleet interface {
 
 func TestFleetConnectsAgainWhereItWas(t *testing.T) {
 	const n = 5
-	for _, network := range []string{"tcp", "h2c", "memory", "process"} {
+	for _, network := range []string{TCP, TLS, H2C, H2, "memory", "process"} {
 		t.Run(network, func(t *testing.T) {
 			if meter.Supported != nil {
 				t.Skip(meter.Supported)
 			}
-			s := newSource(t, network)
-			o := Options{Network: "tcp", Addr: s.addr, Path: "/events", Streams: 2, Payload: 100, Keep: true}
+			served := network
+			if network == "process" {
+				served = TCP
+			}
+			s := newSource(t, served)
+			o := Options{Network: TCP, Addr: s.addr, Path: "/events", Streams: 2, Payload: 100, Keep: true}
 			var f fleet
 			var err error
 			switch network {
@@ -258,7 +263,7 @@ func TestFleetConnectsAgainWhereItWas(t *testing.T) {
 }
 
 func TestFleetForgetsClientsThatHangUp(t *testing.T) {
-	for _, network := range []string{"tcp", "h2c"} {
+	for _, network := range []string{TCP, TLS, H2C, H2} {
 		t.Run(network, func(t *testing.T) {
 			s := newSource(t, network)
 			f, err := New(Options{Network: network, Addr: s.addr, Path: "/events", Payload: 100})
@@ -283,13 +288,20 @@ func TestFleetForgetsClientsThatHangUp(t *testing.T) {
 				if r := f.Report(); r.Clients != 0 || r.Streaming != 0 {
 					t.Fatalf("got %+v, want no clients", r)
 				}
+				for range 2 {
+					select {
+					case <-s.left:
+					case <-time.After(soon):
+						t.Fatal("the server does not notice that a client has left")
+					}
+				}
 			}
 		})
 	}
 }
 
 func TestAnAnswerThatIsNoStreamIsAnError(t *testing.T) {
-	for _, network := range []string{"tcp", "h2c"} {
+	for _, network := range []string{TCP, TLS, H2C, H2} {
 		t.Run(network, func(t *testing.T) {
 			s := newSource(t, network)
 			p, err := Start(Options{Network: network, Addr: s.addr, Path: "/nowhere", Payload: 100})
