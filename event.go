@@ -20,6 +20,12 @@ import (
 // is longer is no ID that this package ever sent.
 const maxIDBytes = 1 << 10
 
+// The type and the reserved ID of the event that ends a stream for good.
+const (
+	endType = "end"
+	endID   = "sse-end"
+)
+
 // An Event is one message of an event stream. All text must be valid UTF-8,
 // which the standard prescribes for the whole stream.
 //

@@ -72,6 +72,10 @@ var (
 	// ErrEventTooLarge is returned by [Decoder.Decode] when an event is larger than
 	// [Decoder.MaxEventBytes].
 	ErrEventTooLarge = errors.New("sse: event is larger than the decoder's limit")
+
+	// ErrEnded is yielded by Client.Events when the server says that the stream
+	// has ended for good, with status 204 or the event for that.
+	ErrEnded = errors.New("sse: stream has ended for good")
 )
 
 // LastEventID returns the ID of the last event that the client of r has seen:
