@@ -372,6 +372,7 @@ func FuzzAppendText(f *testing.F) {
 		if e == (Event{Retry: e.Retry}) && e.Retry != 0 {
 			wants = []Event{{Data: "before"}, {Data: "after"}}
 		}
+		wants[1].Retry = 0 // which is no part of an event that was read
 		stream := slices.Concat([]byte("data: before\n\n"), frame, []byte("data: after\n\n"))
 		if got := decodeAsStandard(stream); !slices.Equal(got.events, wants) {
 			t.Errorf("the standard's algorithm: got %#v, want %#v", got.events, wants)
@@ -411,9 +412,9 @@ func TestDecode(t *testing.T) {
 		// The examples of the standard's section on parsing an event stream.
 		{"several lines", "data: YHOO\ndata: +2\ndata: 10\n\n", decoded{events: []Event{{Data: "YHOO\n+2\n10"}}}},
 		{"comment, ID, empty ID, no end", ": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n",
-			decoded{events: []Event{{ID: "1", Data: "first event"}, {Data: "second event"}}}},
+			decoded{events: []Event{{ID: "1", Data: "first event"}, {Data: "second event"}}, err: io.ErrUnexpectedEOF}},
 		{"one blank after the colon is dropped", "data:  third event\n\n", decoded{events: []Event{{Data: " third event"}}}},
-		{"empty data", "data\n\ndata\ndata\n\ndata:", decoded{events: []Event{{Data: ""}, {Data: "\n"}}}},
+		{"empty data", "data\n\ndata\ndata\n\ndata:", decoded{events: []Event{{Data: ""}, {Data: "\n"}}, err: io.ErrUnexpectedEOF}},
 		{"blank after the colon or none", "data:test\n\ndata: test\n\n", decoded{events: []Event{{Data: "test"}, {Data: "test"}}}},
 
 		{"nothing", "", decoded{}},
@@ -453,12 +454,12 @@ func TestDecode(t *testing.T) {
 		{"ID without data", "id: 1\n\n", decoded{lastID: "1"}},
 		{"ID emptied", "id: 1\n\nid\n\ndata: a\n\n", decoded{events: []Event{{Data: "a"}}}},
 		{"last ID counts", "id: 1\nid: 2\ndata: a\n\n", decoded{events: []Event{{ID: "2", Data: "a"}}, lastID: "2"}},
-		{"ID of an unfinished event", "id: 1\n\nid: 2\ndata: a\n", decoded{lastID: "1"}},
+		{"ID of an unfinished event", "id: 1\n\nid: 2\ndata: a\n", decoded{lastID: "1", err: io.ErrUnexpectedEOF}},
 		{"NUL in ID", "id: 1\n\nid: 2\x003\ndata: a\n\nid: \x00\ndata: b\n\n", decoded{events: []Event{{ID: "1", Data: "a"}, {ID: "1", Data: "b"}}, lastID: "1"}},
 		{"long ID", "id: " + long + "\ndata: a\n\n", decoded{events: []Event{{ID: long, Data: "a"}}, lastID: long}},
 		{"blanks in ID", "id:  1 \ndata: a\n\n", decoded{events: []Event{{ID: " 1 ", Data: "a"}}, lastID: " 1 "}},
 
-		{"retry", "retry: 1500\ndata: a\n\ndata: b\n\n", decoded{events: []Event{{Data: "a", Retry: 1500 * time.Millisecond}, {Data: "b"}}, retry: 1500 * time.Millisecond}},
+		{"retry", "retry: 1500\ndata: a\n\ndata: b\n\n", decoded{events: []Event{{Data: "a"}, {Data: "b"}}, retry: 1500 * time.Millisecond}},
 		{"retry alone is no event", "retry: 1500\n\ndata: a\n\n", decoded{events: []Event{{Data: "a"}}, retry: 1500 * time.Millisecond}},
 		{"retry counts at once", "retry: 7\n", decoded{retry: 7 * time.Millisecond}},
 		{"last retry counts", "retry: 7\nretry: 8\n\n", decoded{retry: 8 * time.Millisecond}},
@@ -470,8 +471,14 @@ func TestDecode(t *testing.T) {
 		{"retry that overflows by far", "retry: " + strings.Repeat("9", 1000) + "\n\n", decoded{retry: longestRetry}},
 		{"retry of many digits and a letter", "retry: 7\nretry: " + strings.Repeat("9", 100) + "x\n\n", decoded{retry: 7 * time.Millisecond}},
 
-		{"end in the middle of a line", "data: a\n\ndata: b", decoded{events: []Event{{Data: "a"}}}},
-		{"end before the blank line", "data: a\n\ndata: b\n", decoded{events: []Event{{Data: "a"}}}},
+		{"end in the middle of a line", "data: a\n\ndata: b", decoded{events: []Event{{Data: "a"}}, err: io.ErrUnexpectedEOF}},
+		{"end before the blank line", "data: a\n\ndata: b\n", decoded{events: []Event{{Data: "a"}}, err: io.ErrUnexpectedEOF}},
+		{"end before the data", "data: a\n\ndata", decoded{events: []Event{{Data: "a"}}, err: io.ErrUnexpectedEOF}},
+		{"end in a long line of data", "data:" + long, decoded{err: io.ErrUnexpectedEOF}},
+		{"end of an event without data", "data: a\n\nevent: b\nid: c\n:data\ndatas: d\n", decoded{events: []Event{{Data: "a"}}}},
+		{"end in another field", "data: a\n\ndatas: b", decoded{events: []Event{{Data: "a"}}}},
+		{"end in a comment", "data: a\n\n:data: b", decoded{events: []Event{{Data: "a"}}}},
+		{"end in a comment within an event", "data: a\n:c", decoded{err: io.ErrUnexpectedEOF}},
 		{"end within CRLF", "data: a\r\n\r", decoded{events: []Event{{Data: "a"}}}},
 
 		{"UTF-8", "data: é日😀\nid: ü\nevent: ß\n\n", decoded{events: []Event{{ID: "ü", Type: "ß", Data: "é日😀"}}, lastID: "ü"}},
@@ -565,7 +572,7 @@ func TestDecodeDoesNotWaitBehindCR(t *testing.T) {
 }
 
 func TestDecodeMaxEventBytes(t *testing.T) {
-	const most = 1 << 20
+	const most = 16 << 20
 	event := func(size int) string { // of so many bytes in all
 		return "data: " + strings.Repeat("x", size-len("data: \n\n")) + "\n\n"
 	}
@@ -578,8 +585,8 @@ func TestDecodeMaxEventBytes(t *testing.T) {
 		tooLarge string
 	}{
 		{"default, just fits", 0, event(most) + event(most), 2, ""},
-		{"default, too large", 0, event(10) + event(most+1) + event(10), 1, "sse: event is larger than the decoder's limit of 1048576 bytes"},
-		{"no limit", -1, event(5 << 20), 1, ""},
+		{"default, too large", 0, event(10) + event(most+1) + event(10), 1, "sse: event is larger than the decoder's limit of 16777216 bytes"},
+		{"no limit", -1, event(most + 1), 1, ""},
 		{"5 MiB", 5 << 20, event(5 << 20), 1, ""},
 		{"5 MiB, too large", 5 << 20, event(5<<20 + 1), 0, "sse: event is larger than the decoder's limit of 5242880 bytes"},
 		{"small, just fits", 20, event(20) + event(20), 2, ""},
@@ -630,6 +637,7 @@ func TestDecodeHostileStream(t *testing.T) {
 			least := uint64(math.MaxUint64) // other goroutines may disturb a measurement
 			for range 3 {
 				d := NewDecoder(io.MultiReader(strings.NewReader(tt.head), io.LimitReader(&repeatingReader{text: tt.then}, endless)))
+				d.MaxEventBytes = 1 << 20
 				var before, after runtime.MemStats
 				runtime.ReadMemStats(&before)
 				_, err := d.Decode()
@@ -677,7 +685,7 @@ func TestDecodeErrorStays(t *testing.T) {
 }
 
 func TestDecoderAll(t *testing.T) {
-	const stream = "data: a\n\ndata: b\n\ndata: c\n\ndata: d\n"
+	const stream = "data: a\n\ndata: b\n\ndata: c\n\nevent: d\n"
 	d := NewDecoder(strings.NewReader(stream))
 	var got []string
 	collect := func(limit int) {
@@ -6763,7 +6771,7 @@ type decoded struct {
 }
 
 func (d decoded) equal(other decoded) bool {
-	return slices.Equal(d.events, other.events) && d.lastID == other.lastID && d.retry == other.retry
+	return slices.Equal(d.events, other.events) && d.lastID == other.lastID && d.retry == other.retry && cmp.Or(d.err, io.EOF) == cmp.Or(other.err, io.EOF)
 }
 
 func (d decoded) String() string {
@@ -6790,14 +6798,13 @@ func decodeAsStandard(stream []byte) (all decoded) {
 	text := strings.TrimPrefix(decodeUTF8AsStandard(stream), "\ufeff")
 	lines := strings.Split(normaliseNewlines(text), "\n")
 	var data, event, id string
-	var retry time.Duration
 	for _, line := range lines[:len(lines)-1] { // the last one has no end
 		if line == "" {
 			all.lastID = id
 			if data != "" {
-				all.events = append(all.events, Event{ID: id, Type: event, Data: strings.TrimSuffix(data, "\n"), Retry: retry})
+				all.events = append(all.events, Event{ID: id, Type: event, Data: strings.TrimSuffix(data, "\n")})
 			}
-			data, event, retry = "", "", 0
+			data, event = "", ""
 			continue
 		}
 		field, value := line, ""
@@ -6815,13 +6822,15 @@ func decodeAsStandard(stream []byte) (all decoded) {
 			}
 		case "retry":
 			if value != "" && strings.Trim(value, "0123456789") == "" {
-				retry = longestRetry
+				all.retry = longestRetry
 				if ms, _ := new(big.Int).SetString(value, 10); ms.Cmp(big.NewInt(longestRetry.Milliseconds())) < 0 {
-					retry = time.Duration(ms.Int64()) * time.Millisecond
+					all.retry = time.Duration(ms.Int64()) * time.Millisecond
 				}
-				all.retry = retry
 			}
 		}
+	}
+	if field, _, _ := strings.Cut(lines[len(lines)-1], ":"); data != "" || field == "data" {
+		all.err = io.ErrUnexpectedEOF // no rule of the standard, which has no errors
 	}
 	return all
 }
@@ -6896,7 +6905,7 @@ func checkDecoder(t *testing.T, stream []byte, want decoded, cuts []byte) {
 		t.Helper()
 		for _, d := range []*Decoder{NewDecoder(r), {r: bufio.NewReaderSize(r, 16)}} {
 			d.MaxEventBytes = -1
-			if got := decodeAll(d); !got.equal(want) || got.err != io.EOF {
+			if got := decodeAll(d); !got.equal(want) {
 				t.Fatalf("%s, buffer of %d: got %v, want %v", how, d.r.Size(), got, want)
 			}
 			r.(io.Seeker).Seek(0, io.SeekStart)
