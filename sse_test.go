@@ -784,6 +784,8 @@ func TestClientWaitsAsTheStreamSays(t *testing.T) {
 			answer   func(w http.ResponseWriter)
 			min, max time.Duration // of the wait behind it
 		}{
+			// The first connection failed: there was no wait before it, so the usual one counts.
+			{func(w http.ResponseWriter) { long(w, second) }, 2*second + 1, 4 * second},
 			// A connection that brought an event was healthy: the wait is exact.
 			{func(w http.ResponseWriter) { streamText(w, "data: a\n\n") }, 2 * second, 2 * second},
 			{func(w http.ResponseWriter) { streamText(w, "retry: 5000\n\ndata: a\n\n") }, 5 * second, 5 * second},
@@ -1445,7 +1447,11 @@ func TestClientRequests(t *testing.T) {
 			w.Header().Set("Content-Type", "text/event-stream;charset=utf-8")
 			w.Header().Set("Content-Encoding", "gzip")
 			out := gzip.NewWriter(w)
-			io.WriteString(out, "id: 1\ndata: a\n\n")
+			io.WriteString(out, "id: 1\n")
+			out.Flush()
+			http.NewResponseController(w).Flush()
+			time.Sleep(time.Minute) // longer than the http.Client's Timeout
+			io.WriteString(out, "data: a\n\n")
 			out.Close()
 		})
 		c := s.client()
@@ -1465,7 +1471,6 @@ func TestClientRequests(t *testing.T) {
 			body := req.Body
 			var got []string
 			for ev, err := range c.Events(req) {
-				time.Sleep(time.Minute) // longer than the http.Client's Timeout
 				got = append(got, fmt.Sprint(ev.Data, err))
 			}
 			if want := []string{"a<nil>", "a<nil>", ErrEnded.Error()}; !slices.Equal(got, want) {
