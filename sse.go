@@ -403,7 +403,6 @@ func (l *clientLoop) connect(req *http.Request) (healthy bool, err error) {
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10)) // its beginning, whatever ends it
 		return false, &ResponseError{resp.StatusCode, resp.Header, body}
 	}
-	silence.Stop()
 	d := NewDecoder(&watchedReader{resp.Body, ctx, silence, timeout})
 	d.MaxEventBytes, d.id, d.lastID = l.MaxEventBytes, l.lastID, l.lastID
 	for begun := time.Now(); ; healthy = true {
