@@ -1703,6 +1703,37 @@ func TestClientHasOneConnection(t *testing.T) {
 	})
 }
 
+// What a connection needed is given back with it, also if the request's context lives on.
+func TestClientKeepsNothingOfAConnection(t *testing.T) {
+	for _, status := range []int{200, 404} {
+		c := &Client{ReadTimeout: -1, Retry: time.Nanosecond, MaxWait: -1, Logger: slog.New(slog.DiscardHandler)}
+		c.HTTPClient = &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			body := io.NopCloser(strings.NewReader("data: a\n\n"))
+			return &http.Response{StatusCode: status, Header: http.Header{"Content-Type": {"text/event-stream"}}, Body: body, Request: r}, nil
+		})}
+		r := clientRequest(t)
+		connect := func(n int) (heap uint64) {
+			for n > 0 {
+				for range c.Events(r) {
+					if n--; n == 0 {
+						break
+					}
+				}
+			}
+			runtime.GC()
+			var stats runtime.MemStats
+			runtime.ReadMemStats(&stats)
+			return stats.HeapAlloc
+		}
+		const n = 5000
+		connect(n)
+		before := connect(n)
+		if after := connect(n); after > before+20*n {
+			t.Errorf("status %d: got %d bytes for each connection, want none", status, (after-before)/n)
+		}
+	}
+}
+
 func TestClientForSeveralLoops(t *testing.T) {
 	eachClientProtocol(t, func(t *testing.T, protocol string) {
 		s := newClientServer(t, protocol, func(n int, w http.ResponseWriter, r *http.Request) {
