@@ -1229,6 +1229,22 @@ func TestClientEnds(t *testing.T) {
 	}
 }
 
+// The type end alone, or the ID alone, may be the program's own.
+func TestClientEndsOnlyWithTheEventForIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newClientServer(t, "HTTP/1.1", func(n int, w http.ResponseWriter, r *http.Request) {
+			streamText(w, "event: end\ndata: a\n\nid: 1\nevent: end\ndata: b\n\nid: sse-end\ndata: c\n\nid: sse-end\nevent: end\ndata: \n\n")
+		})
+		var got []string
+		for ev, err := range s.client().Events(s.request(t)) {
+			got = append(got, fmt.Sprint(ev.Data, err))
+		}
+		if want := []string{"a<nil>", "b<nil>", "c<nil>", ErrEnded.Error()}; !slices.Equal(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	})
+}
+
 func TestClientDoesNotTrustAnUnknownCertificate(t *testing.T) {
 	for _, protocol := range []string{"HTTP/1.1 with TLS", "HTTP/2 with TLS"} {
 		synctest.Test(t, func(t *testing.T) {
@@ -1793,6 +1809,69 @@ func TestClientOfABroker(t *testing.T) {
 		}
 		if n != 101 || len(s.requests) < 6 {
 			t.Errorf("got %d events over %d connections, want 100 over 6", n-1, len(s.requests))
+		}
+	})
+}
+
+// A relay is a second broker, fed by a Client's loop. It has the history of the first
+// one, also if it is killed and begins anew.
+func TestRelay(t *testing.T) {
+	eachClientProtocol(t, func(t *testing.T, protocol string) {
+		origin := &Broker{}
+		start := origin.LastEventID()
+		s := newClientServer(t, protocol, func(n int, w http.ResponseWriter, r *http.Request) { origin.Serve(w, r) })
+		c := s.client()
+		relay := func(ctx context.Context, b *Broker) error {
+			r := s.request(t)
+			r.Header.Set("Last-Event-ID", start)
+			for ev, err := range c.Events(r.WithContext(ctx)) {
+				if err == nil {
+					_, err = b.Publish(ev)
+				}
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		history := func(b *Broker, after string) (events []Event) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			for ev, err := range b.Subscribe(ctx, after) {
+				if err == nil {
+					events = append(events, ev)
+				}
+			}
+			return events
+		}
+		ids := []string{start}
+		for restart := range 3 {
+			b := &Broker{}
+			ctx, kill := context.WithCancel(t.Context())
+			ended := make(chan error)
+			go func() { ended <- relay(ctx, b) }()
+			for i := range 50 {
+				if i == 25 {
+					s.CloseClientConnections()
+				}
+				id, err := origin.Publish(Event{Type: "news", Data: fmt.Sprint(restart, " ", i, "\nline")})
+				wireCheck(t, err)
+				ids = append(ids, id)
+				time.Sleep(time.Second)
+			}
+			for n, id := range ids[1:] { // the start was the origin's alone
+				want := history(origin, id)
+				if got := history(b, id); !slices.Equal(got, want) {
+					t.Fatalf("after %s: got %d events %v from the relay, want %d %v", id, len(got), got, len(want), want)
+				}
+				if len(want) != len(ids)-2-n {
+					t.Fatalf("after %s: got %d events from the origin, want %d", id, len(want), len(ids)-2-n)
+				}
+			}
+			kill()
+			if err := <-ended; !errors.Is(err, context.Canceled) {
+				t.Errorf("the relay ended with %v, want %v", err, context.Canceled)
+			}
 		}
 	})
 }
