@@ -1001,6 +1001,12 @@ func TestClientEndsWithItsContext(t *testing.T) {
 				} else {
 					prepare(s, c)
 				}
+				c.CheckRetry = func(*http.Request, error) error {
+					if ctx.Err() != nil {
+						t.Error("CheckRetry was asked after the context's end")
+					}
+					return nil
+				}
 				switch when {
 				case "in CheckRetry":
 					c.CheckRetry = func(*http.Request, error) error { stop(); return nil }
