@@ -175,8 +175,8 @@ func receive(together []Event, events <-chan Event) []Event {
 // goroutines. Its fields must not be changed after first use.
 //
 // A Client is for streams that go on. To read the answer to one request, such as
-// the POST to a language model, use [Decoder.All] on the response's body instead:
-// a Client repeats the request whenever the stream ends, and may so pay twice.
+// a POST to a language model, use NewDecoder(resp.Body).All() instead: a Client
+// repeats its request whenever a stream ends, and each such request may cost money.
 type Client struct {
 	// HTTPClient sends the requests. If nil, [http.DefaultClient] is used. Its
 	// Timeout is not applied, because it would end each stream.
@@ -186,12 +186,12 @@ type Client struct {
 	// one. 0 is 3 seconds.
 	Retry time.Duration
 
-	// MaxWait is the longest wait between connections that fail. It is exceeded
-	// only where the server asks for more. 0 is 1 minute.
+	// MaxWait is the longest wait between connections that fail, unless the
+	// server asks for a longer one. 0 is 1 minute.
 	MaxWait time.Duration
 
-	// ReadTimeout is how long a connection may bring no byte, comments and the
-	// response's headers included, before the Client gives it up as dead and
+	// ReadTimeout is how long the Client waits for bytes, be it for the response's
+	// headers, an event or a comment, before it takes the connection for dead and
 	// reconnects. The time that the loop's body takes does not count. 0 is 5
 	// minutes; negative is no limit.
 	ReadTimeout time.Duration
@@ -199,19 +199,18 @@ type Client struct {
 	// MaxEventBytes bounds the size of one event, as in [Decoder].
 	MaxEventBytes int
 
-	// Logger is told, at level Warn, why each connection ended and how long the
-	// Client waits. If nil, [slog.Default] is used.
+	// Logger receives a record at level Warn before each reconnection: why the
+	// connection ended, and the wait. If nil, [slog.Default] is used.
 	Logger *slog.Logger
 
-	// CheckRetry, if not nil, is called before each reconnection, after the
-	// wait, but never before the first connection of a loop. The request r is the
-	// one about to be sent; CheckRetry may change it, to set another token or
-	// URL for this connection alone. The error says why the last connection
-	// ended: [io.EOF] if the server closed it, a [*ResponseError] if the server
-	// answered with a status, and otherwise what went wrong. If CheckRetry
-	// returns an error, the loop ends with it. CheckRetry is not called where the
-	// Client does not reconnect, so returning nil never repeats a request that
-	// was refused for good.
+	// CheckRetry, if not nil, is called before each reconnection, after the wait.
+	// The request r is about to be sent. CheckRetry may change it, for example its
+	// Authorization header or its URL; the change holds for this connection alone.
+	// The error says why the last connection ended: [io.EOF] if the server closed
+	// it, a [*ResponseError] if the server answered with a status. If CheckRetry
+	// returns an error, the loop ends with it. CheckRetry is called only where the
+	// Client reconnects by its own rules: to return nil never repeats a request
+	// that was refused for good.
 	CheckRetry func(r *http.Request, err error) error
 }
 
@@ -233,23 +232,23 @@ type Client struct {
 //
 // Waiting: after a connection that brought an event, or that lasted longer than
 // the wait before it, the wait is exactly the reconnection time that the stream
-// set last, or Retry. While connections fail, the wait w is drawn between w and
-// 2w, where w begins with this time and doubles up to half of MaxWait. The header
-// Retry-After sets a minimum. A wait ends at once when r's context is done.
+// set last, or else Retry. After other connections the wait is random, between w
+// and 2w; w begins with that same time and doubles, up to half of MaxWait. The
+// header Retry-After sets a minimum. A wait ends at once when r's context is done.
 //
 // The Client reconnects after a connection that failed, the first one included,
 // after the end of a stream or an error in reading it, after ReadTimeout, and
 // after the status 408, 425, 429 or 5xx. Everything else ends the loop:
 //
-//   - [ErrEnded] after status 204, and after the event that tells that the
-//     stream has ended for good, which is not yielded itself
+//   - [ErrEnded] after status 204, or after the event that says that the stream
+//     has ended for good; that event is not yielded
 //   - a [*ResponseError] after any other status, or a Content-Type other than
 //     text/event-stream
 //   - an error that wraps [ErrEventTooLarge] for an event beyond MaxEventBytes
 //   - the cause of r's context, once that is done
 //   - an error of CheckRetry
-//   - a request that cannot be sent, or not again for lack of GetBody, and a
-//     certificate that cannot be verified
+//   - other errors for a request that cannot be sent, for one that cannot be sent
+//     again without GetBody, and for a certificate that does not verify
 //
 // A loop has one connection at a time and no goroutine of its own. Leaving it
 // closes the connection. The iterator can be used several times, and each loop
@@ -457,8 +456,8 @@ func isFinal(err error) bool {
 	return errors.Is(err, ErrEnded) || errors.Is(err, ErrEventTooLarge) || errors.As(err, &certificate) || isRefused(err)
 }
 
-// isRefused reports whether net/http does not send the request at all. It has no
-// values for these errors, only their texts.
+// isRefused reports whether net/http does not send the request, or not where it is
+// redirected to. For these errors there are no values, only texts.
 func isRefused(err error) bool {
 	var sending *url.Error
 	return errors.As(err, &sending) && slices.ContainsFunc([]string{
@@ -467,6 +466,7 @@ func isRefused(err error) bool {
 		"http: Request.RequestURI can't be set",
 		"net/http: invalid ",
 		"unsupported protocol scheme",
+		"failed to parse Location header",
 	}, func(text string) bool { return strings.HasPrefix(sending.Err.Error(), text) })
 }
 

@@ -1161,14 +1161,22 @@ func TestClientEnds(t *testing.T) {
 		{"300", answer(300, "text/event-stream"), nil, response(300, "sse: server answered 300 Multiple Choices")},
 		{"301 without Location", answer(301, "text/html"), nil, response(301, "sse: server answered 301 Moved Permanently")},
 		{"304", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(304) }, nil, wants("304 Not Modified")},
-		{"redirects without end", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/", 307) }, nil, func(err error) bool {
+		{"redirects without end", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/", http.StatusTemporaryRedirect) }, nil, func(err error) bool {
 			var answer *ResponseError
 			return errors.As(err, &answer) && answer.StatusCode == 307 && strings.Contains(err.Error(), "stopped after 10 redirects")
 		}},
-		{"redirects that the program does not follow", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/", 307) },
+		{"redirects that the program does not follow", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/", http.StatusTemporaryRedirect) },
 			func(t *testing.T, s *clientServer, c *Client, r *http.Request) {
 				c.HTTPClient.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 			}, wants("307 Temporary Redirect")},
+		{"a redirect to nowhere", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Location", "http://[")
+			w.WriteHeader(307)
+		}, nil, wants("failed to parse Location header")},
+		{"a redirect to another scheme", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Location", "htp://sse.test/")
+			w.WriteHeader(307)
+		}, nil, wants("unsupported protocol scheme")},
 		{"400", answer(400, "text/event-stream"), nil, response(400, "sse: server answered 400 Bad Request")},
 		{"401", answer(401, "text/plain"), nil, response(401, "sse: server answered 401 Unauthorized")},
 		{"404", answer(404, "text/plain"), nil, response(404, "sse: server answered 404 Not Found")},

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -308,9 +309,7 @@ func newHarness(t *testing.T) *harness {
 func (h *harness) open(params map[string]any) (location string) {
 	h.t.Helper()
 	all := map[string]any{"streamUrl": h.stream.URL, "callbackUrl": h.callbacks.URL + fmt.Sprint("/", time.Now().UnixNano()), "tag": h.t.Name()}
-	for name, value := range params {
-		all[name] = value
-	}
+	maps.Copy(all, params)
 	body, err := json.Marshal(all)
 	if err != nil {
 		h.t.Fatal(err)
