@@ -20,11 +20,9 @@ import (
 // is longer is no ID that this package ever sent.
 const maxIDBytes = 1 << 10
 
-// The type and the reserved ID of the event that ends a stream for good.
-const (
-	endType = "end"
-	endID   = "sse-end"
-)
+// endID is the ID of the event that ends a stream for good: a client that comes
+// back with it is answered 204, whatever it asks for.
+const endID = "sse-end"
 
 // An Event is one message of an event stream. All text must be valid UTF-8,
 // which the standard prescribes for the whole stream.

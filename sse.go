@@ -70,6 +70,10 @@ var (
 	// when the client did not take a write within WriteTimeout and was cut off.
 	ErrTooSlow = errors.New("sse: client too slow")
 
+	// ErrEnded is yielded by [Client.Events] when the server says that the stream
+	// has ended for good, with status 204 or the event for that.
+	ErrEnded = errors.New("sse: stream has ended for good")
+
 	// ErrClosed is returned by all methods of a [Broker] that publish, serve or
 	// subscribe when Shutdown has been called.
 	ErrClosed = errors.New("sse: broker is shut down")
@@ -85,10 +89,6 @@ var (
 	// ErrEventTooLarge is returned by [Decoder.Decode] when an event is larger than
 	// [Decoder.MaxEventBytes].
 	ErrEventTooLarge = errors.New("sse: event is larger than the decoder's limit")
-
-	// ErrEnded is yielded by [Client.Events] when the server says that the stream
-	// has ended for good, with status 204 or the event for that.
-	ErrEnded = errors.New("sse: stream has ended for good")
 )
 
 // LastEventID returns the ID of the last event that the client of r has seen:
@@ -410,7 +410,7 @@ func (l *clientLoop) connect(req *http.Request) (healthy bool, err error) {
 		case err != nil:
 			l.lastID, l.retry = d.LastEventID(), cmp.Or(d.Retry(), l.retry)
 			return healthy || time.Since(begun) > l.waited, err
-		case ev.Type == endType && ev.ID == endID:
+		case ev.Type == "end" && ev.ID == endID:
 			return true, ErrEnded
 		case !l.yield(ev, nil):
 			return true, errLoopLeft
