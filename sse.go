@@ -397,6 +397,8 @@ func (l *clientLoop) connect(req *http.Request) (healthy bool, err error) {
 		return false, cmp.Or(context.Cause(ctx), err)
 	case resp.StatusCode == http.StatusNoContent:
 		return false, ErrEnded
+	case resp.StatusCode == http.StatusSwitchingProtocols: // its body is the connection, which does not heed ctx
+		return false, &ResponseError{StatusCode: resp.StatusCode, Header: resp.Header}
 	case !isEventStream(resp):
 		silence.Reset(5 * time.Second)
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10)) // its beginning, whatever ends it

@@ -1259,6 +1259,28 @@ func TestClientEndsOnlyWithTheEventForIt(t *testing.T) {
 	})
 }
 
+// After 101 the connection is no longer net/http's, and no context ends a Read.
+func TestClientDoesNotSwitchProtocols(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, client := net.Pipe()
+		defer server.Close()
+		go func() {
+			http.ReadRequest(bufio.NewReader(server))
+			io.WriteString(server, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n")
+		}()
+		c := &Client{HTTPClient: &http.Client{Transport: &http.Transport{
+			DialContext: func(context.Context, string, string) (net.Conn, error) { return client, nil },
+		}}}
+		var got []error
+		for _, err := range c.Events(clientRequest(t)) {
+			got = append(got, err)
+		}
+		if len(got) != 1 || got[0].Error() != "sse: server answered 101 Switching Protocols" {
+			t.Errorf("got %v, want one error for the status", got)
+		}
+	})
+}
+
 func TestClientDoesNotTrustAnUnknownCertificate(t *testing.T) {
 	for _, protocol := range []string{"HTTP/1.1 with TLS", "HTTP/2 with TLS"} {
 		synctest.Test(t, func(t *testing.T) {
@@ -1892,23 +1914,31 @@ func TestRelay(t *testing.T) {
 
 // A hostile server never makes the Client panic, spin, or hold more than it may.
 func FuzzClient(f *testing.F) {
-	stream := "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
-	for _, answer := range []string{
-		"", "\x00", "HTTP/1.1 200 OK\r\n", stream, stream + "data: a\n\n", stream + "retry: 1\n\ndata: a\n\n", stream + "retry: 99999999999999999999\n",
-		stream + "id: 1\ndata: a\n\nid: \x01\n\n", stream + "id\ndata:" + strings.Repeat("x", 2000),
-		"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=\r\nContent-Length: 100\r\n\r\ndata: a\n\n",
-		"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: gzip\r\n\r\ndata: a\n\n",
-		"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n9\r\ndata: a\n\n\r\n0\r\n\r\n",
-		"HTTP/1.1 503 No\r\nRetry-After: 99999999999999999999\r\n\r\n", "HTTP/1.1 429 No\r\nRetry-After: -1\r\nContent-Length: 0\r\n\r\n",
-		"HTTP/1.1 500 No\r\n\r\n" + strings.Repeat("x", 100<<10), "HTTP/1.1 404 No\r\nContent-Length: 1000000\r\n\r\n",
-		"HTTP/1.1 307 No\r\nLocation: /\r\nContent-Length: 0\r\n\r\n", "HTTP/1.1 301 No\r\nLocation: x://y\r\n\r\n", "HTTP/1.1 302 No\r\nLocation:\r\n\r\n",
-		"HTTP/1.1 101 No\r\n\r\n", "HTTP/1.1 204 No\r\n\r\n", "HTTP/1.1 100 No\r\n\r\n", "HTTP/1.1 408 No\r\nConnection: close\r\n\r\n",
-		stream + "id: sse-end\nevent: end\ndata\n\n", "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<p>",
+	const stream = "Content-Type: text/event-stream\r\n"
+	for _, seed := range []struct {
+		status       int // 0: the body is the whole answer
+		header, body string
+	}{
+		{0, "", ""}, {0, "", "\x00"}, {0, "", "HTTP/1.1 200 OK\r\n"}, {0, "", "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: a\n\n"},
+		{200, "", ""}, {200, stream, ""}, {200, stream, "data: a\n\n"}, {200, stream, "retry: 1\n\ndata: a\n\n"}, {200, stream, "retry: 99999999999999999999\n"},
+		{200, stream, "id: 1\ndata: a\n\nid: \x01\n\n"}, {200, stream, "id\ndata:" + strings.Repeat("x", 2000)}, {200, stream, "data: \xff\xff\xff\n\n"},
+		{200, "Content-Type: text/event-stream; charset=\r\nContent-Length: 100\r\n", "data: a\n\n"},
+		{200, stream + "Content-Encoding: gzip\r\n", "data: a\n\n"},
+		{200, stream + "Transfer-Encoding: chunked\r\n", "9\r\ndata: a\n\n\r\n0\r\n\r\n"},
+		{200, stream, "id: sse-end\nevent: end\ndata\n\n"}, {200, "Content-Type: text/html\r\n", "<p>"},
+		{503, "Retry-After: 99999999999999999999\r\n", ""}, {429, "Retry-After: -1\r\nContent-Length: 0\r\n", ""}, {503, "Retry-After: Fri, 31 Dec 9999 23:59:59 GMT\r\n", ""},
+		{500, "", strings.Repeat("x", 100<<10)}, {404, "Content-Length: 1000000\r\n", ""}, {408, "Connection: close\r\n", ""},
+		{307, "Location: /\r\nContent-Length: 0\r\n", ""}, {301, "Location: x://y\r\n", ""}, {302, "Location:\r\n", ""},
+		{100, "", ""}, {101, "Upgrade: x\r\nConnection: upgrade\r\n", ""}, {204, "", ""}, {999, "", ""},
 	} {
-		f.Add([]byte(answer), uint8(len(answer)), false)
-		f.Add([]byte(answer), uint8(255), true)
+		f.Add(seed.status, seed.header, []byte(seed.body), uint8(len(seed.body)), false)
+		f.Add(seed.status, seed.header, []byte(seed.body), uint8(255), true)
 	}
-	f.Fuzz(func(t *testing.T, answer []byte, cut uint8, hang bool) {
+	f.Fuzz(func(t *testing.T, status int, header string, body []byte, cut uint8, hang bool) {
+		answer := body
+		if status != 0 {
+			answer = fmt.Appendf(nil, "HTTP/1.1 %d x\r\n%s\r\n%s", status, header, body)
+		}
 		synctest.Test(t, func(t *testing.T) {
 			const maxEvent, attempts = 1000, 20
 			began, tries, sent := time.Now(), 0, 0
