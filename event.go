@@ -305,7 +305,7 @@ func parseRetry(value string) (retry time.Duration, ok bool) {
 type Decoder struct {
 	// MaxEventBytes bounds the size of one event in the stream, in bytes with
 	// its field names and line ends, comments not counted. The Decoder holds
-	// little more than that in memory. 0 is 1 MiB; negative is no limit.
+	// little more than that in memory. 0 is 16 MiB; negative is no limit.
 	MaxEventBytes int
 
 	r       *bufio.Reader
@@ -317,7 +317,6 @@ type Decoder struct {
 	size   int    // of the event so far
 	data   []byte // each line with its LF
 	event  string
-	retry  time.Duration
 	id     string // the last event ID buffer
 	lastID string // the last event ID
 	wait   time.Duration
@@ -336,13 +335,15 @@ func (d *Decoder) LastEventID() string { return d.lastID }
 // it asked for none.
 func (d *Decoder) Retry() time.Duration { return d.wait }
 
-// Decode returns the next event. It blocks until there is one, and returns
-// [io.EOF] at the end of the stream, [ErrEventTooLarge], or the reader's error;
-// after an error it returns the same one for ever.
+// Decode returns the next event. It blocks until there is one. It returns
+// [io.EOF] at the end of the stream, [io.ErrUnexpectedEOF] if the stream ends
+// within an event that has data, an error that wraps [ErrEventTooLarge], or the
+// reader's error. Once Decode has returned an error, all later calls return the
+// same error.
 //
 // The event's ID is the last one that the stream set, for this event or for an
-// earlier one. Its Type is "" if the stream named none. Its Retry is the
-// reconnection time that was set together with the event.
+// earlier one. Its Type is "" if the stream named none. Its Retry is 0: a
+// reconnection time is no part of an event, and [Decoder.Retry] returns it.
 func (d *Decoder) Decode() (Event, error) {
 	for d.err == nil {
 		var line []byte
@@ -354,12 +355,12 @@ func (d *Decoder) Decode() (Event, error) {
 			continue
 		}
 		d.lastID = d.id
-		e := Event{ID: d.id, Type: d.event, Retry: d.retry}
+		e := Event{ID: d.id, Type: d.event}
 		dispatch := len(d.data) > 0
 		if dispatch {
 			e.Data = toUTF8(d.data[:len(d.data)-1])
 		}
-		d.size, d.data, d.event, d.retry = 0, d.data[:0], "", 0
+		d.size, d.data, d.event = 0, d.data[:0], ""
 		if dispatch {
 			return e, nil
 		}
@@ -395,7 +396,7 @@ func (d *Decoder) field(line []byte) {
 		}
 	case "retry":
 		if retry, ok := parseRetry(string(value)); ok {
-			d.retry, d.wait = retry, retry
+			d.wait = retry
 		}
 	}
 }
@@ -413,7 +414,7 @@ func (d *Decoder) line() ([]byte, error) {
 	}
 	for {
 		if _, err := d.r.Peek(1); err != nil {
-			return nil, err
+			return nil, d.cut(err)
 		}
 		b, _ := d.r.Peek(d.r.Buffered())
 		if d.skipLF {
@@ -449,6 +450,16 @@ func (d *Decoder) line() ([]byte, error) {
 	}
 }
 
+// cut returns err, or io.ErrUnexpectedEOF if err is io.EOF and the event that it
+// cuts off has data, complete lines or not.
+func (d *Decoder) cut(err error) error {
+	name, _, _ := bytes.Cut(d.long, []byte(":"))
+	if err == io.EOF && (len(d.data) > 0 || string(name) == "data") {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
 // skipBOM skips a byte order mark. It does no harm to wait for as many bytes as
 // one has: a stream of fewer says nothing.
 func (d *Decoder) skipBOM() error {
@@ -466,7 +477,7 @@ func (d *Decoder) count(part []byte) error {
 		return nil
 	}
 	d.size += len(part)
-	if limit := cmp.Or(d.MaxEventBytes, 1<<20); limit > 0 && d.size > limit {
+	if limit := cmp.Or(d.MaxEventBytes, 16<<20); limit > 0 && d.size > limit {
 		return fmt.Errorf("%w of %d bytes", ErrEventTooLarge, limit)
 	}
 	return nil

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -518,8 +519,8 @@ func ExampleDecoder_All() {
 	// "1" "note" "two\nlines"
 }
 
-// A client in Go that was cut off goes on where it was, as a browser does by
-// itself. One that does so in a loop waits for Decoder.Retry in between.
+// What a Client does by itself, by hand: a connection that was cut off is followed
+// by one that goes on where it was.
 func ExampleDecoder_LastEventID() {
 	broker := &sse.Broker{}
 	srv := httptest.NewServer(broker)
@@ -593,4 +594,202 @@ func Example_crossOrigin() {
 	// Output:
 	// https://app.example: "https://app.example"
 	// https://other.example: ""
+}
+
+// numbers is a server for the examples of the Client: each connection gets two
+// numbers, until there were six.
+func numbers(w http.ResponseWriter, r *http.Request) {
+	n, _ := strconv.Atoi(sse.LastEventID(r))
+	if n == 6 {
+		w.WriteHeader(http.StatusNoContent) // this is all: do not come back
+		return
+	}
+	w.Header().Set("Content-Type", "text/event-stream")
+	fmt.Fprintf(w, "retry: 10\nid: %d\ndata: %[1]d\n\nid: %d\ndata: %[2]d\n\n", n+1, n+2)
+}
+
+// A loop over all events of a stream, across connections, until the server says
+// that it has ended.
+func ExampleClient() {
+	srv := httptest.NewServer(http.HandlerFunc(numbers))
+	defer srv.Close()
+
+	read := func(ctx context.Context) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, srv.URL, nil)
+		if err != nil {
+			return err
+		}
+		client := &sse.Client{Logger: slog.New(slog.DiscardHandler)}
+		for ev, err := range client.Events(req) {
+			if errors.Is(err, sse.ErrEnded) {
+				return nil
+			}
+			if err != nil {
+				return err // the Client has given up
+			}
+			fmt.Print(ev.Data, " ")
+		}
+		return nil
+	}
+	fmt.Println(read(context.Background()))
+	// Output: 1 2 3 4 5 6 <nil>
+}
+
+// A limit on the connections that fail in a row.
+func ExampleClient_limit() {
+	srv := httptest.NewServer(http.NotFoundHandler())
+	srv.Close() // nobody listens there
+
+	failed := 0
+	client := &sse.Client{
+		Retry:  time.Millisecond,
+		Logger: slog.New(slog.DiscardHandler),
+		CheckRetry: func(r *http.Request, err error) error {
+			if failed++; failed == 5 {
+				return fmt.Errorf("giving up after %d connections: %w", failed, err)
+			}
+			return nil
+		},
+	}
+	req, err := http.NewRequest(http.MethodGet, srv.URL, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for ev, err := range client.Events(req) {
+		if err != nil {
+			fmt.Println(err.Error()[:len("giving up after 5 connections")])
+			break
+		}
+		failed = 0
+		fmt.Println(ev.Data)
+	}
+	// Output: giving up after 5 connections
+}
+
+// A program that goes on where it was before it was restarted.
+func ExampleClient_place() {
+	srv := httptest.NewServer(http.HandlerFunc(numbers))
+	defer srv.Close()
+	place := filepath.Join(os.TempDir(), fmt.Sprint("place-", os.Getpid()))
+	defer os.Remove(place)
+
+	run := func() {
+		req, err := http.NewRequest(http.MethodGet, srv.URL, nil)
+		if err != nil {
+			log.Fatal(err)
+		}
+		if id, err := os.ReadFile(place); err == nil {
+			req.Header.Set("Last-Event-ID", string(id))
+		}
+		client := &sse.Client{Logger: slog.New(slog.DiscardHandler)}
+		for ev, err := range client.Events(req) {
+			if err != nil {
+				log.Fatal(err)
+			}
+			fmt.Println(ev.Data)
+			if err := os.WriteFile(place, []byte(ev.ID), 0o600); err != nil { // after the work is done
+				log.Fatal(err)
+			}
+			if ev.ID == "3" || ev.ID == "5" {
+				return // the program ends
+			}
+		}
+	}
+	run()
+	run()
+	// Output:
+	// 1
+	// 2
+	// 3
+	// 4
+	// 5
+}
+
+// tokens is a RoundTripper that gives each request a fresh token.
+type tokens struct {
+	base  http.RoundTripper
+	token func(context.Context) (string, error)
+}
+
+func (t tokens) RoundTrip(r *http.Request) (*http.Response, error) {
+	token, err := t.token(r.Context())
+	if err != nil {
+		return nil, err // the Client tries again later
+	}
+	r = r.Clone(r.Context())
+	r.Header.Set("Authorization", "Bearer "+token)
+	return t.base.RoundTrip(r)
+}
+
+// A fresh token for each connection, the first one included.
+func ExampleClient_token() {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Println(r.Header.Get("Authorization"))
+		numbers(w, r)
+	}))
+	defer srv.Close()
+
+	n := 0
+	token := func(context.Context) (string, error) { n++; return fmt.Sprint("token-", n), nil }
+	client := &sse.Client{
+		HTTPClient: &http.Client{Transport: tokens{http.DefaultTransport, token}},
+		Logger:     slog.New(slog.DiscardHandler),
+	}
+	req, err := http.NewRequest(http.MethodGet, srv.URL, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for ev := range client.Events(req) {
+		if ev.ID == "3" {
+			break
+		}
+	}
+	// Output:
+	// Bearer token-1
+	// Bearer token-2
+}
+
+// A loop around the loop logs in again when the session is over.
+func ExampleClient_login() {
+	sessions := 0
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if id := sse.LastEventID(r); sessions == 0 || id == "4" && sessions == 1 {
+			http.Error(w, "log in first", http.StatusUnauthorized)
+			return
+		}
+		numbers(w, r)
+	}))
+	defer srv.Close()
+	login := func() { sessions++; fmt.Println("logged in") }
+
+	client := &sse.Client{Logger: slog.New(slog.DiscardHandler)}
+	req, err := http.NewRequest(http.MethodGet, srv.URL, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for {
+		var err error
+		for ev, e := range client.Events(req) {
+			if err = e; err == nil {
+				fmt.Println(ev.Data)
+				req.Header.Set("Last-Event-ID", ev.ID) // where the next loop begins
+			}
+		}
+		var answer *sse.ResponseError
+		if !errors.As(err, &answer) || answer.StatusCode != http.StatusUnauthorized {
+			fmt.Println(err)
+			return
+		}
+		login()
+	}
+	// Output:
+	// logged in
+	// 1
+	// 2
+	// 3
+	// 4
+	// logged in
+	// 5
+	// 6
+	// sse: stream has ended for good
 }

@@ -39,9 +39,23 @@
 package sse
 
 import (
+	"cmp"
+	"context"
+	"crypto/tls"
 	"errors"
+	"fmt"
+	"io"
 	"iter"
+	"log/slog"
+	"math"
+	"math/rand/v2"
+	"mime"
 	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"time"
 )
 
 // Errors returned when a stream ends or an event is refused. Test for them with
@@ -56,13 +70,18 @@ var (
 	// when the client did not take a write within WriteTimeout and was cut off.
 	ErrTooSlow = errors.New("sse: client too slow")
 
-	// ErrEnded is returned by [Serve] when the stream has finished for good: the
-	// sequence yielded it, or the client came back after the end.
+	// ErrEnded is returned by [Serve] and [Broker.Serve] when the stream has finished
+	// for good, and by [Broker.Publish] for a topic that has ended. It is yielded by
+	// [Client.Events] and by the loop of [Broker.Subscribe].
 	ErrEnded = errors.New("sse: stream has ended for good")
 
 	// ErrClosed is returned by all methods of a [Broker] that publish, serve or
 	// subscribe when Shutdown has been called.
 	ErrClosed = errors.New("sse: broker is shut down")
+
+	// ErrDisconnected is returned by [Broker.Serve] when [Broker.Disconnect] ended
+	// the stream.
+	ErrDisconnected = errors.New("sse: disconnected")
 
 	// ErrFull is returned by [Broker.Serve] when the Broker has MaxClients clients
 	// already.
@@ -178,4 +197,349 @@ func firstBlock(id string) []byte {
 		return []byte(keepAliveFrame)
 	}
 	return append(appendID(nil, id), '\n')
+}
+
+// ----- Client -----
+
+// A Client reads event streams, and reconnects when one is cut off. The zero
+// value is ready for use. A Client is safe for concurrent use by multiple
+// goroutines. Its fields must not be changed after first use.
+//
+// A Client is for streams that go on. To read the answer to one request, such as
+// a POST to a language model, use NewDecoder(resp.Body).All() instead: a Client
+// repeats its request whenever a stream ends, and each such request may cost money.
+type Client struct {
+	// HTTPClient sends the requests. If nil, [http.DefaultClient] is used. Its
+	// Timeout is not applied, because it would end each stream.
+	HTTPClient *http.Client
+
+	// Retry is the wait before a reconnection until the stream sets another
+	// one. 0 is 3 seconds.
+	Retry time.Duration
+
+	// MaxWait is the longest wait between connections that fail, unless the
+	// server asks for a longer one. 0 is 1 minute.
+	MaxWait time.Duration
+
+	// ReadTimeout is how long the Client waits for bytes, be it for the response's
+	// headers, an event or a comment, before it takes the connection for dead and
+	// reconnects. The time that the loop's body takes does not count. 0 is 5
+	// minutes; negative is no limit.
+	ReadTimeout time.Duration
+
+	// MaxEventBytes bounds the size of one event, as in [Decoder].
+	MaxEventBytes int
+
+	// Logger receives a record at level Warn before each reconnection: why the
+	// connection ended, and the wait. If nil, [slog.Default] is used.
+	Logger *slog.Logger
+
+	// CheckRetry, if not nil, is called before each reconnection, after the wait.
+	// The request r is about to be sent. CheckRetry may change it, for example its
+	// Authorization header or its URL; the change holds for this connection alone.
+	// The error says why the last connection ended: [io.EOF] if the server closed
+	// it, a [*ResponseError] if the server answered with a status. If CheckRetry
+	// returns an error, the loop ends with it. CheckRetry is called only where the
+	// Client reconnects by its own rules: to return nil never repeats a request
+	// that was refused for good.
+	CheckRetry func(r *http.Request, err error) error
+}
+
+// Events sends r and returns an iterator over the events of the stream, and over
+// those of all further connections. The loop goes on until it is left, r's
+// context is done, or the server says to stop. An error is yielded last, with a
+// zero Event; the errors that make the Client reconnect are passed to CheckRetry
+// and the Logger instead, never to the loop.
+//
+// Each connection is made with a clone of r, with Accept and Cache-Control set
+// unless r has them. The request itself is not changed. If r has a body, it
+// needs GetBody to be sent more than once.
+//
+// Resuming: the first connection sends r's own Last-Event-ID header, and each
+// further one the ID that the stream set last, also if that was several
+// connections ago. It sends none once the stream has set an empty ID, or one that
+// no header can hold. [Event.ID] of an event without an ID is that of the event
+// before, also across connections.
+//
+// Waiting: after a connection that brought an event, or that lasted longer than
+// the wait before it, the wait is exactly the reconnection time that the stream
+// set last, or else Retry. After other connections the wait is random, between w
+// and 2w; w begins with that same time and doubles, up to half of MaxWait. The
+// header Retry-After sets a minimum. A wait ends at once when r's context is done.
+//
+// The Client reconnects after a connection that failed, the first one included,
+// after the end of a stream or an error in reading it, after ReadTimeout, and
+// after the status 408, 425, 429 or 5xx. Everything else ends the loop:
+//
+//   - [ErrEnded] after status 204, or after the event that says that the stream
+//     has ended for good; that event is not yielded
+//   - a [*ResponseError] after any other status, or a Content-Type other than
+//     text/event-stream
+//   - an error that wraps [ErrEventTooLarge] for an event beyond MaxEventBytes
+//   - the cause of r's context, once that is done
+//   - an error of CheckRetry
+//   - other errors for a request that cannot be sent, for one that cannot be sent
+//     again without GetBody, and for a certificate that does not verify
+//
+// A loop has one connection at a time and no goroutine of its own. Leaving it
+// closes the connection. The iterator can be used several times, and each loop
+// over it begins with r.
+func (c *Client) Events(r *http.Request) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		l := &clientLoop{
+			Client: c,
+			start:  r,
+			yield:  yield,
+			http:   *cmp.Or(c.HTTPClient, http.DefaultClient),
+			lastID: r.Header.Get("Last-Event-ID"),
+			retry:  cmp.Or(max(c.Retry, 0), defaultRetry),
+		}
+		l.http.Timeout, l.waited = 0, l.retry
+		if err := l.run(); err != errLoopLeft {
+			yield(Event{}, err)
+		}
+	}
+}
+
+// A ResponseError is an answer that is not an event stream.
+type ResponseError struct {
+	StatusCode int
+	Header     http.Header
+	Body       []byte // the beginning: at most 64 KiB, and what came within 5 seconds
+}
+
+func (e *ResponseError) Error() string {
+	text := fmt.Sprintf("sse: server answered %d %s", e.StatusCode, http.StatusText(e.StatusCode))
+	if e.StatusCode == http.StatusOK {
+		text += fmt.Sprintf(" with Content-Type %q, not text/event-stream", e.Header.Get("Content-Type"))
+	}
+	return text
+}
+
+// errLoopLeft is for a loop over Client.Events that its body has left: nothing
+// may be yielded anymore.
+var errLoopLeft = errors.New("sse: loop left")
+
+// A clientLoop is one loop over Client.Events.
+type clientLoop struct {
+	*Client
+	http  http.Client
+	start *http.Request // what each connection's request is cloned from
+	yield func(Event, error) bool
+
+	lastID  string
+	retry   time.Duration // the wait after a healthy connection
+	waited  time.Duration // the wait before the last connection
+	backoff time.Duration // the shortest wait after the last failure; 0 if there was none
+}
+
+// run connects, again and again, and returns why the loop ends.
+func (l *clientLoop) run() error {
+	ctx := l.start.Context()
+	for last := error(nil); ; {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		req, err := l.request(last)
+		if err != nil {
+			return err
+		}
+		healthy, err := l.connect(req)
+		switch {
+		case err == errLoopLeft:
+			return err
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case isFinal(err):
+			return err
+		case sendsBody(l.start) && l.start.GetBody == nil:
+			return fmt.Errorf("sse: request has a body and no GetBody to send it again after: %w", err)
+		}
+		last = err
+		l.wait(healthy, err)
+	}
+}
+
+func sendsBody(r *http.Request) bool { return r.Body != nil && r.Body != http.NoBody }
+
+// request returns the request for the next connection. The error is why the last
+// one ended, or nil if there was none.
+func (l *clientLoop) request(last error) (*http.Request, error) {
+	req := l.start.Clone(l.start.Context())
+	if req.Header == nil {
+		req.Header = http.Header{}
+	}
+	for name, value := range map[string]string{"Accept": "text/event-stream", "Cache-Control": "no-cache"} {
+		if _, set := req.Header[name]; !set {
+			req.Header.Set(name, value)
+		}
+	}
+	req.Header.Del("Last-Event-ID")
+	if l.lastID != "" && !strings.ContainsFunc(l.lastID, isNoHeader) {
+		req.Header.Set("Last-Event-ID", l.lastID)
+	}
+	if sendsBody(req) && req.GetBody != nil {
+		body, err := req.GetBody()
+		if err != nil {
+			return nil, fmt.Errorf("sse: request body: %w", err)
+		}
+		req.Body = body
+	}
+	if last == nil || l.CheckRetry == nil {
+		return req, nil
+	}
+	sent := req.Header.Get("Last-Event-ID")
+	if err := l.CheckRetry(req, last); err != nil {
+		if sendsBody(req) {
+			req.Body.Close()
+		}
+		return nil, err
+	}
+	if id := req.Header.Get("Last-Event-ID"); id != sent {
+		l.lastID = id
+	}
+	return req, nil
+}
+
+// isNoHeader reports whether net/http refuses a header with r in its value.
+func isNoHeader(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }
+
+// connect sends req and yields the events of the answer. It returns why the
+// connection ended, and whether it was healthy.
+func (l *clientLoop) connect(req *http.Request) (healthy bool, err error) {
+	timeout := cmp.Or(l.ReadTimeout, 5*time.Minute)
+	if timeout < 0 {
+		timeout = math.MaxInt64
+	}
+	ctx, cancel := context.WithCancelCause(req.Context())
+	defer cancel(nil)
+	silence := time.AfterFunc(timeout, func() {
+		cancel(fmt.Errorf("sse: no byte within %v: %w", timeout, os.ErrDeadlineExceeded))
+	})
+	defer silence.Stop()
+	resp, err := l.http.Do(req.WithContext(ctx))
+	if resp != nil {
+		defer resp.Body.Close()
+	}
+	switch {
+	case err != nil && resp != nil: // the http.Client's CheckRedirect refuses to follow
+		return false, fmt.Errorf("%w: %w", &ResponseError{StatusCode: resp.StatusCode, Header: resp.Header}, err)
+	case err != nil:
+		return false, cmp.Or(context.Cause(ctx), err)
+	case resp.StatusCode == http.StatusNoContent:
+		return false, ErrEnded
+	case resp.StatusCode == http.StatusSwitchingProtocols: // its body is the connection, which does not heed ctx
+		return false, &ResponseError{StatusCode: resp.StatusCode, Header: resp.Header}
+	case !isEventStream(resp):
+		silence.Reset(5 * time.Second)
+		body, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10)) // its beginning, whatever ends it
+		return false, &ResponseError{resp.StatusCode, resp.Header, body}
+	}
+	d := NewDecoder(&watchedReader{resp.Body, ctx, silence, timeout})
+	d.MaxEventBytes, d.id, d.lastID = l.MaxEventBytes, l.lastID, l.lastID
+	for begun := time.Now(); ; healthy = true {
+		ev, err := d.Decode()
+		switch {
+		case err != nil:
+			l.lastID, l.retry = d.LastEventID(), cmp.Or(d.Retry(), l.retry)
+			return healthy || time.Since(begun) > l.waited, err
+		case ev.Type == "end" && ev.ID == endID:
+			return true, ErrEnded
+		case !l.yield(ev, nil):
+			return true, errLoopLeft
+		}
+	}
+}
+
+func isEventStream(resp *http.Response) bool {
+	mediaType, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")) // parameters do not matter
+	return resp.StatusCode == http.StatusOK && mediaType == "text/event-stream"
+}
+
+// A watchedReader reads from a body whose request has the context ctx. The timer
+// silence, which cancels ctx, runs for as long as a Read waits for bytes.
+type watchedReader struct {
+	body    io.Reader
+	ctx     context.Context
+	silence *time.Timer
+	timeout time.Duration
+}
+
+func (r *watchedReader) Read(p []byte) (int, error) {
+	r.silence.Reset(r.timeout)
+	n, err := r.body.Read(p)
+	r.silence.Stop()
+	if err != nil && err != io.EOF {
+		err = cmp.Or(context.Cause(r.ctx), err)
+	}
+	return n, err
+}
+
+// isFinal reports whether the Client does not reconnect after err.
+func isFinal(err error) bool {
+	var answer *ResponseError
+	if errors.As(err, &answer) {
+		switch answer.StatusCode {
+		case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests:
+			return false
+		}
+		return answer.StatusCode < 500
+	}
+	var certificate *tls.CertificateVerificationError
+	return errors.Is(err, ErrEnded) || errors.Is(err, ErrEventTooLarge) || errors.As(err, &certificate) || isRefused(err)
+}
+
+// isRefused reports whether net/http does not send the request, or not where it is
+// redirected to. For these errors there are no values, only texts.
+func isRefused(err error) bool {
+	var sending *url.Error
+	return errors.As(err, &sending) && slices.ContainsFunc([]string{
+		"http: nil Request.URL",
+		"http: no Host in request URL",
+		"http: Request.RequestURI can't be set",
+		"net/http: invalid ",
+		"unsupported protocol scheme",
+		"failed to parse Location header",
+	}, func(text string) bool { return strings.HasPrefix(sending.Err.Error(), text) })
+}
+
+// wait waits until the next connection is due, or the context is done. The last
+// connection ended with err.
+func (l *clientLoop) wait(healthy bool, err error) {
+	wait := l.retry
+	if healthy {
+		l.backoff = 0
+	} else {
+		longest := cmp.Or(l.MaxWait, time.Minute) / 2
+		l.backoff = min(max(l.retry, min(2*l.backoff, longest)), math.MaxInt64/2)
+		wait = l.backoff + rand.N(l.backoff+1)
+	}
+	var answer *ResponseError
+	if errors.As(err, &answer) {
+		wait = max(wait, retryAfter(answer.Header))
+	}
+	l.waited = wait
+
+	logger, ctx, reason := cmp.Or(l.Logger, slog.Default()), l.start.Context(), err
+	if sending := (*url.Error)(nil); errors.As(err, &sending) {
+		reason = sending.Err // without the URL, in whose query secrets may be
+	}
+	logger.WarnContext(ctx, "sse: reconnecting", "host", l.start.URL.Host, "path", l.start.URL.Path, "wait", wait, "err", reason)
+
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// retryAfter returns the time that a Retry-After header asks for, or 0.
+func retryAfter(h http.Header) time.Duration {
+	value := h.Get("Retry-After")
+	if at, err := http.ParseTime(value); err == nil {
+		return time.Until(at)
+	}
+	wait, _ := parseRetry(value + "000") // seconds
+	return wait
 }

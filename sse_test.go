@@ -4,8 +4,10 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
+	"compress/gzip"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding"
 	"errors"
 	"flag"
@@ -754,6 +756,7 @@ func FuzzAppendText(f *testing.F) {
 		if e == (Event{Retry: e.Retry}) && e.Retry != 0 {
 			wants = []Event{{Data: "before"}, {Data: "after"}}
 		}
+		wants[1].Retry = 0 // which is no part of an event that was read
 		stream := slices.Concat([]byte("data: before\n\n"), frame, []byte("data: after\n\n"))
 		// A reconnection time is the stream's, and no event's.
 		equal := func(got []Event) bool {
@@ -800,9 +803,9 @@ func TestDecode(t *testing.T) {
 		// The examples of the standard's section on parsing an event stream.
 		{"several lines", "data: YHOO\ndata: +2\ndata: 10\n\n", decoded{events: []Event{{Data: "YHOO\n+2\n10"}}}},
 		{"comment, ID, empty ID, no end", ": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n",
-			decoded{events: []Event{{ID: "1", Data: "first event"}, {Data: "second event"}}}},
+			decoded{events: []Event{{ID: "1", Data: "first event"}, {Data: "second event"}}, err: io.ErrUnexpectedEOF}},
 		{"one blank after the colon is dropped", "data:  third event\n\n", decoded{events: []Event{{Data: " third event"}}}},
-		{"empty data", "data\n\ndata\ndata\n\ndata:", decoded{events: []Event{{Data: ""}, {Data: "\n"}}}},
+		{"empty data", "data\n\ndata\ndata\n\ndata:", decoded{events: []Event{{Data: ""}, {Data: "\n"}}, err: io.ErrUnexpectedEOF}},
 		{"blank after the colon or none", "data:test\n\ndata: test\n\n", decoded{events: []Event{{Data: "test"}, {Data: "test"}}}},
 
 		{"nothing", "", decoded{}},
@@ -842,12 +845,12 @@ func TestDecode(t *testing.T) {
 		{"ID without data", "id: 1\n\n", decoded{lastID: "1"}},
 		{"ID emptied", "id: 1\n\nid\n\ndata: a\n\n", decoded{events: []Event{{Data: "a"}}}},
 		{"last ID counts", "id: 1\nid: 2\ndata: a\n\n", decoded{events: []Event{{ID: "2", Data: "a"}}, lastID: "2"}},
-		{"ID of an unfinished event", "id: 1\n\nid: 2\ndata: a\n", decoded{lastID: "1"}},
+		{"ID of an unfinished event", "id: 1\n\nid: 2\ndata: a\n", decoded{lastID: "1", err: io.ErrUnexpectedEOF}},
 		{"NUL in ID", "id: 1\n\nid: 2\x003\ndata: a\n\nid: \x00\ndata: b\n\n", decoded{events: []Event{{ID: "1", Data: "a"}, {ID: "1", Data: "b"}}, lastID: "1"}},
 		{"long ID", "id: " + long + "\ndata: a\n\n", decoded{events: []Event{{ID: long, Data: "a"}}, lastID: long}},
 		{"blanks in ID", "id:  1 \ndata: a\n\n", decoded{events: []Event{{ID: " 1 ", Data: "a"}}, lastID: " 1 "}},
 
-		{"retry", "retry: 1500\ndata: a\n\ndata: b\n\n", decoded{events: []Event{{Data: "a", Retry: 1500 * time.Millisecond}, {Data: "b"}}, retry: 1500 * time.Millisecond}},
+		{"retry", "retry: 1500\ndata: a\n\ndata: b\n\n", decoded{events: []Event{{Data: "a"}, {Data: "b"}}, retry: 1500 * time.Millisecond}},
 		{"retry alone is no event", "retry: 1500\n\ndata: a\n\n", decoded{events: []Event{{Data: "a"}}, retry: 1500 * time.Millisecond}},
 		{"retry counts at once", "retry: 7\n", decoded{retry: 7 * time.Millisecond}},
 		{"last retry counts", "retry: 7\nretry: 8\n\n", decoded{retry: 8 * time.Millisecond}},
@@ -859,8 +862,14 @@ func TestDecode(t *testing.T) {
 		{"retry that overflows by far", "retry: " + strings.Repeat("9", 1000) + "\n\n", decoded{retry: longestRetry}},
 		{"retry of many digits and a letter", "retry: 7\nretry: " + strings.Repeat("9", 100) + "x\n\n", decoded{retry: 7 * time.Millisecond}},
 
-		{"end in the middle of a line", "data: a\n\ndata: b", decoded{events: []Event{{Data: "a"}}}},
-		{"end before the blank line", "data: a\n\ndata: b\n", decoded{events: []Event{{Data: "a"}}}},
+		{"end in the middle of a line", "data: a\n\ndata: b", decoded{events: []Event{{Data: "a"}}, err: io.ErrUnexpectedEOF}},
+		{"end before the blank line", "data: a\n\ndata: b\n", decoded{events: []Event{{Data: "a"}}, err: io.ErrUnexpectedEOF}},
+		{"end before the data", "data: a\n\ndata", decoded{events: []Event{{Data: "a"}}, err: io.ErrUnexpectedEOF}},
+		{"end in a long line of data", "data:" + long, decoded{err: io.ErrUnexpectedEOF}},
+		{"end of an event without data", "data: a\n\nevent: b\nid: c\n:data\ndatas: d\n", decoded{events: []Event{{Data: "a"}}}},
+		{"end in another field", "data: a\n\ndatas: b", decoded{events: []Event{{Data: "a"}}}},
+		{"end in a comment", "data: a\n\n:data: b", decoded{events: []Event{{Data: "a"}}}},
+		{"end in a comment within an event", "data: a\n:c", decoded{err: io.ErrUnexpectedEOF}},
 		{"end within CRLF", "data: a\r\n\r", decoded{events: []Event{{Data: "a"}}}},
 
 		{"UTF-8", "data: é日😀\nid: ü\nevent: ß\n\n", decoded{events: []Event{{ID: "ü", Type: "ß", Data: "é日😀"}}, lastID: "ü"}},
@@ -954,7 +963,7 @@ func TestDecodeDoesNotWaitBehindCR(t *testing.T) {
 }
 
 func TestDecodeMaxEventBytes(t *testing.T) {
-	const most = 1 << 20
+	const most = 16 << 20
 	event := func(size int) string { // of so many bytes in all
 		return "data: " + strings.Repeat("x", size-len("data: \n\n")) + "\n\n"
 	}
@@ -967,8 +976,8 @@ func TestDecodeMaxEventBytes(t *testing.T) {
 		tooLarge string
 	}{
 		{"default, just fits", 0, event(most) + event(most), 2, ""},
-		{"default, too large", 0, event(10) + event(most+1) + event(10), 1, "sse: event is larger than the decoder's limit of 1048576 bytes"},
-		{"no limit", -1, event(5 << 20), 1, ""},
+		{"default, too large", 0, event(10) + event(most+1) + event(10), 1, "sse: event is larger than the decoder's limit of 16777216 bytes"},
+		{"no limit", -1, event(most + 1), 1, ""},
 		{"5 MiB", 5 << 20, event(5 << 20), 1, ""},
 		{"5 MiB, too large", 5 << 20, event(5<<20 + 1), 0, "sse: event is larger than the decoder's limit of 5242880 bytes"},
 		{"small, just fits", 20, event(20) + event(20), 2, ""},
@@ -1019,6 +1028,7 @@ func TestDecodeHostileStream(t *testing.T) {
 			least := uint64(math.MaxUint64) // other goroutines may disturb a measurement
 			for range 3 {
 				d := NewDecoder(io.MultiReader(strings.NewReader(tt.head), io.LimitReader(&repeatingReader{text: tt.then}, endless)))
+				d.MaxEventBytes = 1 << 20
 				var before, after runtime.MemStats
 				runtime.ReadMemStats(&before)
 				_, err := d.Decode()
@@ -1066,7 +1076,7 @@ func TestDecodeErrorStays(t *testing.T) {
 }
 
 func TestDecoderAll(t *testing.T) {
-	const stream = "data: a\n\ndata: b\n\ndata: c\n\ndata: d\n"
+	const stream = "data: a\n\ndata: b\n\ndata: c\n\nevent: d\n"
 	d := NewDecoder(strings.NewReader(stream))
 	var got []string
 	collect := func(limit int) {
@@ -1088,6 +1098,1299 @@ func TestDecoderAll(t *testing.T) {
 	if want := []string{"a <nil>", "b <nil>", "c <nil>", " unexpected EOF"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
+}
+
+// sse.go: Client.
+
+func TestClientResumes(t *testing.T) {
+	type connection struct {
+		header string // that the client sends; "-" for none
+		answer string // to it
+	}
+	for _, tt := range []struct {
+		name        string
+		first       string // the request's own header
+		connections []connection
+		want        string // the events: ID, a colon, and data
+	}{
+		{"with the last ID", "", []connection{
+			{"-", "id: 1\ndata: a\n\nid: 2\ndata: b\n\n"}, {"2", "id: 3\ndata: c\n\n"}, {"3", "data: d\n\n"}}, "1:a 2:b 3:c 3:d"},
+		{"from the request's own ID", "7", []connection{{"7", "data: a\n\n"}, {"7", "id: 8\ndata: b\n\n"}, {"8", ""}}, "7:a 8:b"},
+		{"over connections without an ID", "", []connection{
+			{"-", "id: 1\ndata: a\n\n"}, {"1", ""}, {"1", ":\n"}, {"1", "data: b\n\n"}, {"1", "data: c\n\n"}}, "1:a 1:b 1:c"},
+		{"with an ID without an event", "", []connection{{"-", "id: 1\n\n"}, {"1", ""}}, ""},
+		{"not with the ID of a block that was cut off", "", []connection{{"-", "id: 1\ndata: a\n\nid: 2\ndata: b\n"}, {"1", ""}}, "1:a"},
+		{"from the start once the ID is emptied", "7", []connection{{"7", "id: 1\ndata: a\n\nid\ndata: b\n\n"}, {"-", "data: c\n\n"}, {"-", ""}}, "1:a :b :c"},
+		{"without an ID that no header can hold", "", []connection{
+			{"-", "id: a\x01b\ndata: a\n\n"}, {"-", "data: b\n\n"}, {"-", "id: \x7f\n\n"}, {"-", "id: 1\n\n"}, {"1", ""}}, "a\x01b:a a\x01b:b"},
+		{"with an ID that is not ASCII", "", []connection{{"-", "id: é\tb\ndata: a\n\n"}, {"é\tb", ""}}, "é\tb:a"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			eachClientProtocol(t, func(t *testing.T, protocol string) {
+				s := newClientServer(t, protocol, func(n int, w http.ResponseWriter, r *http.Request) {
+					if n < len(tt.connections) {
+						streamText(w, tt.connections[n].answer)
+					} else {
+						w.WriteHeader(http.StatusNoContent)
+					}
+				})
+				req := s.request(t)
+				if tt.first != "" {
+					req.Header.Set("Last-Event-ID", tt.first)
+				}
+				var got []string
+				for ev, err := range s.client().Events(req) {
+					if err == nil {
+						got = append(got, ev.ID+":"+ev.Data)
+					}
+				}
+				if got := strings.Join(got, " "); got != tt.want {
+					t.Errorf("got events %q, want %q", got, tt.want)
+				}
+				for n, c := range tt.connections {
+					got := "-"
+					if header := s.requests[n].header; header["Last-Event-Id"] != nil {
+						got = header.Get("Last-Event-ID")
+					}
+					if got != c.header {
+						t.Errorf("connection %d: got Last-Event-ID %q, want %q", n, got, c.header)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestClientWaitsAsTheStreamSays(t *testing.T) {
+	eachClientProtocol(t, func(t *testing.T, protocol string) {
+		const second = time.Second
+		long := func(w http.ResponseWriter, lasts time.Duration) {
+			streamText(w, "")
+			time.Sleep(lasts)
+		}
+		var refuse bool
+		steps := []struct {
+			answer   func(w http.ResponseWriter)
+			min, max time.Duration // of the wait behind it
+		}{
+			// The first connection failed: there was no wait before it, so the usual one counts.
+			{func(w http.ResponseWriter) { long(w, second) }, 2*second + 1, 4 * second},
+			// A connection that brought an event was healthy: the wait is exact.
+			{func(w http.ResponseWriter) { streamText(w, "data: a\n\n") }, 2 * second, 2 * second},
+			{func(w http.ResponseWriter) { streamText(w, "retry: 5000\n\ndata: a\n\n") }, 5 * second, 5 * second},
+			{func(w http.ResponseWriter) { streamText(w, "data: a\n\n") }, 5 * second, 5 * second},
+			// So was one that lasted longer than the wait before it.
+			{func(w http.ResponseWriter) { long(w, 6*second) }, 5 * second, 5 * second},
+			// Other ones fail.
+			{func(w http.ResponseWriter) { long(w, 5*second) }, 5 * second, 10 * second},
+			{func(w http.ResponseWriter) { streamText(w, "") }, 10 * second, 20 * second},
+			{func(w http.ResponseWriter) { w.WriteHeader(500) }, 15 * second, 30 * second},
+			{func(w http.ResponseWriter) { w.WriteHeader(500) }, 15 * second, 30 * second},
+			{func(w http.ResponseWriter) { streamText(w, "retry: 1000\n") }, 15 * second, 30 * second},
+			{func(w http.ResponseWriter) { streamText(w, "data: a\n\n") }, second, second},
+			{func(w http.ResponseWriter) { streamText(w, "") }, second, 2 * second},
+			{func(w http.ResponseWriter) { panic(http.ErrAbortHandler) }, 2 * second, 4 * second},
+			{func(w http.ResponseWriter) { refuse = true; streamText(w, "") }, 4 * second, 8 * second},
+			{nil, 8 * second, 16 * second}, // refused
+			// The stream's own time may be longer than MaxWait.
+			{func(w http.ResponseWriter) { streamText(w, "retry: 40000\n") }, 40 * second, 80 * second},
+			{func(w http.ResponseWriter) { streamText(w, "") }, 40 * second, 80 * second},
+			{func(w http.ResponseWriter) { streamText(w, "data: a\n\n") }, 40 * second, 40 * second},
+			// A time of 0 is none.
+			{func(w http.ResponseWriter) { streamText(w, "retry: 0\n\ndata: a\n\n") }, 40 * second, 40 * second},
+		}
+		n := -1 // the number of the connection
+		var began, ended time.Time
+		check := func() {
+			began = time.Now()
+			if n++; n == 0 {
+				return
+			}
+			if wait, step := began.Sub(ended), steps[n-1]; wait < step.min || wait > step.max {
+				t.Errorf("wait after connection %d: got %v, want %v to %v", n-1, wait, step.min, step.max)
+			}
+		}
+		s := newClientServer(t, protocol, func(_ int, w http.ResponseWriter, r *http.Request) {
+			if n == len(steps) {
+				w.WriteHeader(http.StatusNoContent)
+				return
+			}
+			defer func() { ended = time.Now() }()
+			steps[n].answer(w)
+		})
+		c := s.client()
+		c.Retry, c.MaxWait = 2*second, 30*second
+		transport := c.HTTPClient.Transport
+		c.HTTPClient.Transport = roundTripper(func(r *http.Request) (*http.Response, error) {
+			check()
+			if refuse {
+				refuse, ended = false, time.Now()
+				return nil, syscall.ECONNREFUSED
+			}
+			return transport.RoundTrip(r)
+		})
+		for _, err := range c.Events(s.request(t)) {
+			if err != nil && err != ErrEnded {
+				t.Errorf("got error %v, want %v", err, ErrEnded)
+			}
+		}
+		if n != len(steps) {
+			t.Errorf("got %d connections, want %d", n, len(steps))
+		}
+	})
+}
+
+// The waits of clients that have lost the same server differ, and grow up to MaxWait.
+func TestClientSpreadsItsReconnections(t *testing.T) {
+	for _, tt := range []struct {
+		c    Client
+		want []time.Duration // the shortest waits; the longest is twice as long
+	}{
+		{Client{}, []time.Duration{3 * time.Second, 6 * time.Second, 12 * time.Second, 24 * time.Second, 30 * time.Second, 30 * time.Second}},
+		{Client{Retry: -1, MaxWait: 10 * time.Second}, []time.Duration{3 * time.Second, 5 * time.Second, 5 * time.Second}},
+		{Client{Retry: time.Minute, MaxWait: -1}, []time.Duration{time.Minute, time.Minute, time.Minute}},
+	} {
+		least, most := slices.Repeat([]time.Duration{math.MaxInt64}, len(tt.want)), make([]time.Duration, len(tt.want))
+		for range 100 {
+			synctest.Test(t, func(t *testing.T) {
+				c := tt.c
+				last, n := time.Now(), 0
+				c.Logger = slog.New(slog.DiscardHandler)
+				c.HTTPClient = &http.Client{Transport: roundTripper(func(*http.Request) (*http.Response, error) { return nil, syscall.ECONNREFUSED })}
+				c.CheckRetry = func(*http.Request, error) error {
+					wait := time.Since(last)
+					least[n], most[n] = min(least[n], wait), max(most[n], wait)
+					last = time.Now()
+					if n++; n == len(tt.want) {
+						return io.EOF
+					}
+					return nil
+				}
+				for range c.Events(clientRequest(t)) {
+				}
+			})
+		}
+		for n, want := range tt.want {
+			if least[n] < want || least[n] > want+want/5 || most[n] > 2*want || most[n] < 2*want-want/5 {
+				t.Errorf("%+v, wait %d: got %v to %v, want %v to %v", tt.c, n, least[n], most[n], want, 2*want)
+			}
+		}
+	}
+}
+
+func TestClientWaitsForTheLongestTimeThereIs(t *testing.T) {
+	for _, status := range []int{200, 503} {
+		synctest.Test(t, func(t *testing.T) {
+			began := time.Now()
+			c := &Client{Retry: math.MaxInt64, MaxWait: math.MaxInt64, Logger: slog.New(slog.DiscardHandler)}
+			c.HTTPClient = &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+				body := io.NopCloser(strings.NewReader("retry: 99999999999999999999\n"))
+				return &http.Response{StatusCode: status, Header: http.Header{"Content-Type": {"text/event-stream"}}, Body: body, Request: r}, nil
+			})}
+			c.CheckRetry = func(r *http.Request, err error) error { return err }
+			for range c.Events(clientRequest(t)) {
+			}
+			if wait, least := time.Since(began), 100*365*24*time.Hour; wait < least {
+				t.Errorf("status %d: got a wait of %v, want %v at least", status, wait, least)
+			}
+		})
+	}
+}
+
+func TestClientWaitsAtLeastForRetryAfter(t *testing.T) {
+	for _, tt := range []struct {
+		status     int
+		retryAfter func() string
+		min, max   time.Duration
+	}{
+		{503, func() string { return "100" }, 100 * time.Second, 100 * time.Second},
+		{429, func() string { return "7200" }, 2 * time.Hour, 2 * time.Hour}, // also beyond MaxWait
+		{408, func() string { return time.Now().Add(time.Hour).UTC().Format(http.TimeFormat) }, time.Hour, time.Hour},
+		{503, func() string { return "1" }, 3 * time.Second, 6 * time.Second}, // a minimum
+		{503, func() string { return "0" }, 3 * time.Second, 6 * time.Second},
+		{503, func() string { return "-5" }, 3 * time.Second, 6 * time.Second},
+		{503, func() string { return "soon" }, 3 * time.Second, 6 * time.Second},
+		{503, func() string { return "Mon, 02 Jan 2006 15:04:05 GMT" }, 3 * time.Second, time.Hour}, // after fake time begins
+		{503, func() string { return "Fri, 31 Dec 1999 23:59:59 GMT" }, 3 * time.Second, 6 * time.Second},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			began := time.Now()
+			retryAfter := tt.retryAfter()
+			if tt.status == 503 && strings.Contains(retryAfter, "2006") {
+				tt.min = time.Date(2006, 1, 2, 15, 4, 5, 0, time.UTC).Sub(began)
+				tt.max = tt.min
+			}
+			s := newClientServer(t, "HTTP/1.1", func(n int, w http.ResponseWriter, r *http.Request) {
+				if n == 1 {
+					w.WriteHeader(http.StatusNoContent)
+					return
+				}
+				w.Header().Set("Retry-After", retryAfter)
+				w.WriteHeader(tt.status)
+			})
+			for range s.client().Events(s.request(t)) {
+			}
+			if got := s.requests[1].at.Sub(began); got < tt.min || got > tt.max {
+				t.Errorf("Retry-After %q: got a wait of %v, want %v to %v", retryAfter, got, tt.min, tt.max)
+			}
+		})
+	}
+}
+
+func TestClientEndsWithItsContext(t *testing.T) {
+	cause := errors.New("enough")
+	for when, prepare := range map[string]func(s *clientServer, c *Client){
+		"before": nil,
+		"waiting": func(s *clientServer, c *Client) {
+			s.answer = func(n int, w http.ResponseWriter, r *http.Request) { w.WriteHeader(503) }
+			c.Retry = time.Hour
+		},
+		"connecting": func(s *clientServer, c *Client) {
+			c.HTTPClient.Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+		},
+		"no answer": func(s *clientServer, c *Client) {
+			s.answer = func(n int, w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+		},
+		"reading": func(s *clientServer, c *Client) {
+			s.answer = func(n int, w http.ResponseWriter, r *http.Request) {
+				streamText(w, "data: a\n\n")
+				<-r.Context().Done()
+			}
+		},
+		"reading an error": func(s *clientServer, c *Client) {
+			s.answer = func(n int, w http.ResponseWriter, r *http.Request) {
+				w.WriteHeader(404)
+				http.NewResponseController(w).Flush()
+				<-r.Context().Done()
+			}
+		},
+		"in the loop": func(s *clientServer, c *Client) {
+			s.answer = func(n int, w http.ResponseWriter, r *http.Request) {
+				streamText(w, strings.Repeat("data: a\n\n", 1000))
+				<-r.Context().Done()
+			}
+		},
+		"in CheckRetry": func(s *clientServer, c *Client) {
+			s.answer = func(n int, w http.ResponseWriter, r *http.Request) { w.WriteHeader(503) }
+		},
+	} {
+		t.Run(when, func(t *testing.T) {
+			eachClientProtocol(t, func(t *testing.T, protocol string) {
+				ctx, cancel := context.WithCancelCause(t.Context())
+				defer cancel(nil)
+				s := newClientServer(t, protocol, nil)
+				c := s.client()
+				var cancelled time.Time
+				stop := func() { cancelled = time.Now(); cancel(cause) }
+				if prepare == nil {
+					stop()
+				} else {
+					prepare(s, c)
+				}
+				c.CheckRetry = func(*http.Request, error) error {
+					if ctx.Err() != nil {
+						t.Error("CheckRetry was asked after the context's end")
+					}
+					return nil
+				}
+				switch when {
+				case "in CheckRetry":
+					c.CheckRetry = func(*http.Request, error) error { stop(); return nil }
+				case "in the loop":
+				default:
+					time.AfterFunc(2*time.Second, stop)
+				}
+				events, got := 0, error(nil)
+				for ev, err := range c.Events(s.request(t).WithContext(ctx)) {
+					if events++; err != nil {
+						got = err
+					}
+					if when == "in the loop" && events == 10 {
+						stop()
+					}
+					if err != nil && ev != (Event{}) {
+						t.Errorf("got %+v with the error", ev)
+					}
+				}
+				if got != cause {
+					t.Errorf("got error %v, want the cause", got)
+				}
+				if waited := time.Since(cancelled); waited != 0 {
+					t.Errorf("the loop ended %v after the context", waited)
+				}
+			})
+		})
+	}
+}
+
+// A failure that may pass makes the Client reconnect, the first time too, and the
+// loop never sees it.
+func TestClientReconnects(t *testing.T) {
+	status := func(status int) func(*clientServer, http.ResponseWriter, *http.Request) {
+		return func(_ *clientServer, w http.ResponseWriter, r *http.Request) { http.Error(w, "later", status) }
+	}
+	for _, tt := range []struct {
+		name   string
+		answer func(s *clientServer, w http.ResponseWriter, r *http.Request)
+		want   func(err error) bool
+	}{
+		{"end", func(_ *clientServer, w http.ResponseWriter, r *http.Request) { streamText(w, "") },
+			func(err error) bool { return err == io.EOF }},
+		{"end within an event", func(_ *clientServer, w http.ResponseWriter, r *http.Request) { streamText(w, "data: x\n") },
+			func(err error) bool { return err == io.ErrUnexpectedEOF }},
+		{"cut", func(_ *clientServer, w http.ResponseWriter, r *http.Request) {
+			streamText(w, ":\n")
+			panic(http.ErrAbortHandler)
+		}, func(err error) bool { return err != nil && err != io.EOF }},
+		{"cut before the headers", func(_ *clientServer, w http.ResponseWriter, r *http.Request) { panic(http.ErrAbortHandler) },
+			func(err error) bool { return errors.As(err, new(*url.Error)) }},
+		{"refused", nil, func(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }},
+		{"silence", func(_ *clientServer, w http.ResponseWriter, r *http.Request) {
+			streamText(w, "")
+			<-r.Context().Done()
+		}, func(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }},
+		{"408", status(408), isStatus(408)},
+		{"425", status(425), isStatus(425)},
+		{"429", status(429), isStatus(429)},
+		{"500", status(500), isStatus(500)},
+		{"501", status(501), isStatus(501)},
+		{"502", status(502), isStatus(502)},
+		{"503", status(503), isStatus(503)},
+		{"599", status(599), isStatus(599)},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			eachClientProtocol(t, func(t *testing.T, protocol string) {
+				var s *clientServer
+				s = newClientServer(t, protocol, func(n int, w http.ResponseWriter, r *http.Request) {
+					switch {
+					case tt.answer == nil && n == 0 || n == 2:
+						streamText(w, "data: there\n\n")
+					case tt.answer == nil:
+						w.WriteHeader(http.StatusNoContent)
+					case n < 2:
+						tt.answer(s, w, r)
+					default:
+						w.WriteHeader(http.StatusNoContent)
+					}
+				})
+				c := s.client()
+				transport, tries := c.HTTPClient.Transport, 0
+				c.HTTPClient.Transport = roundTripper(func(r *http.Request) (*http.Response, error) {
+					if tries++; tt.answer == nil && tries <= 2 {
+						return nil, &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+					}
+					return transport.RoundTrip(r)
+				})
+				var reasons []error
+				c.CheckRetry = func(r *http.Request, err error) error {
+					reasons = append(reasons, err)
+					return nil
+				}
+				var got []string
+				for ev, err := range c.Events(s.request(t)) {
+					got = append(got, fmt.Sprint(ev.Data, err))
+				}
+				if want := []string{"there<nil>", ErrEnded.Error()}; !slices.Equal(got, want) {
+					t.Errorf("got %q, want %q", got, want)
+				}
+				if len(reasons) != 3 || !tt.want(reasons[0]) || !tt.want(reasons[1]) || reasons[2] != io.EOF {
+					t.Errorf("got reasons %v, want two for the test's failure, then %v", reasons, io.EOF)
+				}
+			})
+		})
+	}
+}
+
+func isStatus(status int) func(error) bool {
+	return func(err error) bool {
+		var answer *ResponseError
+		return errors.As(err, &answer) && answer.StatusCode == status && string(answer.Body) == "later\n"
+	}
+}
+
+// What will not pass ends the loop with the first answer, and CheckRetry is not asked.
+func TestClientEnds(t *testing.T) {
+	response := func(status int, text string) func(error) bool {
+		return func(err error) bool {
+			var answer *ResponseError
+			return errors.As(err, &answer) && answer.StatusCode == status && err.Error() == text &&
+				string(answer.Body) == "because" && answer.Header.Get("X-Reason") == "test"
+		}
+	}
+	answer := func(status int, contentType string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("X-Reason", "test")
+			w.Header()["Content-Type"] = []string{contentType}
+			if contentType == "" {
+				w.Header()["Content-Type"] = nil
+			}
+			w.WriteHeader(status)
+			io.WriteString(w, "because")
+		}
+	}
+	wants := func(text string) func(error) bool {
+		return func(err error) bool { return err != nil && strings.Contains(err.Error(), text) }
+	}
+	for _, tt := range []struct {
+		name   string
+		answer http.HandlerFunc
+		change func(t *testing.T, s *clientServer, c *Client, r *http.Request)
+		want   func(error) bool
+	}{
+		{"204", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(204) }, nil, func(err error) bool { return err == ErrEnded }},
+		{"the event end", func(w http.ResponseWriter, r *http.Request) {
+			streamText(w, "id: sse-end\nevent: end\ndata: \n\ndata: x\n\n")
+		}, nil,
+			func(err error) bool { return err == ErrEnded }},
+		{"201", answer(201, "text/event-stream"), nil, response(201, "sse: server answered 201 Created")},
+		{"206", answer(206, "text/event-stream"), nil, response(206, "sse: server answered 206 Partial Content")},
+		{"300", answer(300, "text/event-stream"), nil, response(300, "sse: server answered 300 Multiple Choices")},
+		{"301 without Location", answer(301, "text/html"), nil, response(301, "sse: server answered 301 Moved Permanently")},
+		{"304", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(304) }, nil, wants("304 Not Modified")},
+		{"redirects without end", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/", http.StatusTemporaryRedirect) }, nil, func(err error) bool {
+			var answer *ResponseError
+			return errors.As(err, &answer) && answer.StatusCode == 307 && strings.Contains(err.Error(), "stopped after 10 redirects")
+		}},
+		{"redirects that the program does not follow", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/", http.StatusTemporaryRedirect) },
+			func(t *testing.T, s *clientServer, c *Client, r *http.Request) {
+				c.HTTPClient.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+			}, wants("307 Temporary Redirect")},
+		{"a redirect to nowhere", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Location", "http://[")
+			w.WriteHeader(307)
+		}, nil, wants("failed to parse Location header")},
+		{"a redirect to another scheme", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Location", "htp://sse.test/")
+			w.WriteHeader(307)
+		}, nil, wants("unsupported protocol scheme")},
+		{"400", answer(400, "text/event-stream"), nil, response(400, "sse: server answered 400 Bad Request")},
+		{"401", answer(401, "text/plain"), nil, response(401, "sse: server answered 401 Unauthorized")},
+		{"404", answer(404, "text/plain"), nil, response(404, "sse: server answered 404 Not Found")},
+		{"410", answer(410, "text/plain"), nil, response(410, "sse: server answered 410 Gone")},
+		{"499", answer(499, "text/plain"), nil, response(499, "sse: server answered 499 ")},
+		{"another Content-Type", answer(200, "text/html; charset=utf-8"), nil,
+			response(200, `sse: server answered 200 OK with Content-Type "text/html; charset=utf-8", not text/event-stream`)},
+		{"no Content-Type", answer(200, ""), nil, response(200, `sse: server answered 200 OK with Content-Type "", not text/event-stream`)},
+		{"a Content-Type that begins alike", answer(200, "text/event-streams"), nil,
+			response(200, `sse: server answered 200 OK with Content-Type "text/event-streams", not text/event-stream`)},
+		{"an event that is too large", func(w http.ResponseWriter, r *http.Request) { streamText(w, "data: "+strings.Repeat("x", 100)+"\n\n") },
+			func(t *testing.T, s *clientServer, c *Client, r *http.Request) { c.MaxEventBytes = 100 },
+			func(err error) bool { return errors.Is(err, ErrEventTooLarge) }},
+
+		{"no URL", nil, func(t *testing.T, s *clientServer, c *Client, r *http.Request) { r.URL = nil }, wants("nil Request.URL")},
+		{"no host", nil, func(t *testing.T, s *clientServer, c *Client, r *http.Request) {
+			r.URL = &url.URL{Scheme: "http", Path: "/x"}
+		}, wants("no Host")},
+		{"no scheme", nil, func(t *testing.T, s *clientServer, c *Client, r *http.Request) {
+			r.URL, _ = url.Parse("localhost:8080/events")
+		}, wants("unsupported protocol scheme")},
+		{"another scheme", nil, func(t *testing.T, s *clientServer, c *Client, r *http.Request) { r.URL.Scheme = "htp" }, wants("unsupported protocol scheme")},
+		{"a server's request", nil, func(t *testing.T, s *clientServer, c *Client, r *http.Request) { r.RequestURI = "/" }, wants("RequestURI can't be set")},
+		{"a bad header", nil, func(t *testing.T, s *clientServer, c *Client, r *http.Request) { r.Header.Set("X", "a\nb") }, wants("invalid header field value")},
+		{"a bad header's name", nil, func(t *testing.T, s *clientServer, c *Client, r *http.Request) { r.Header["X Y"] = []string{"a"} }, wants("invalid header field name")},
+		{"a bad method", nil, func(t *testing.T, s *clientServer, c *Client, r *http.Request) { r.Method = "A B" }, wants("invalid method")},
+		{"GetBody fails", nil, func(t *testing.T, s *clientServer, c *Client, r *http.Request) {
+			r.Body, r.GetBody = io.NopCloser(strings.NewReader("x")), func() (io.ReadCloser, error) { return nil, errors.New("gone") }
+		}, wants("sse: request body: gone")},
+		{"a body that cannot be sent again", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(503) },
+			func(t *testing.T, s *clientServer, c *Client, r *http.Request) {
+				r.Method, r.Body = "POST", io.NopCloser(strings.NewReader("x"))
+			}, func(err error) bool {
+				return err.Error() == "sse: request has a body and no GetBody to send it again after: sse: server answered 503 Service Unavailable"
+			}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			eachClientProtocol(t, func(t *testing.T, protocol string) {
+				began := time.Now()
+				s := newClientServer(t, protocol, func(n int, w http.ResponseWriter, r *http.Request) { tt.answer(w, r) })
+				c, r := s.client(), s.request(t)
+				c.CheckRetry = func(r *http.Request, err error) error {
+					t.Errorf("CheckRetry was asked after %v", err)
+					return nil
+				}
+				if tt.change != nil {
+					tt.change(t, s, c, r)
+				}
+				var got []error
+				for ev, err := range c.Events(r) {
+					if got = append(got, err); ev != (Event{}) || len(got) == 3 {
+						t.Errorf("got %+v and %v, want an error", ev, err)
+						break
+					}
+				}
+				if len(got) != 1 || !tt.want(got[0]) {
+					t.Errorf("got %v, want the test's one error", got)
+				}
+				if lasted := time.Since(began); lasted != 0 {
+					t.Errorf("the loop took %v, want none", lasted)
+				}
+			})
+		})
+	}
+}
+
+// The type end alone, or the ID alone, may be the program's own.
+func TestClientEndsOnlyWithTheEventForIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newClientServer(t, "HTTP/1.1", func(n int, w http.ResponseWriter, r *http.Request) {
+			streamText(w, "event: end\ndata: a\n\nid: 1\nevent: end\ndata: b\n\nid: sse-end\ndata: c\n\nid: sse-end\nevent: end\ndata: \n\n")
+		})
+		var got []string
+		for ev, err := range s.client().Events(s.request(t)) {
+			got = append(got, fmt.Sprint(ev.Data, err))
+		}
+		if want := []string{"a<nil>", "b<nil>", "c<nil>", ErrEnded.Error()}; !slices.Equal(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	})
+}
+
+// After 101 the connection is no longer net/http's, and no context ends a Read.
+func TestClientDoesNotSwitchProtocols(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, client := net.Pipe()
+		defer server.Close()
+		go func() {
+			http.ReadRequest(bufio.NewReader(server))
+			io.WriteString(server, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n")
+		}()
+		c := &Client{HTTPClient: &http.Client{Transport: &http.Transport{
+			DialContext: func(context.Context, string, string) (net.Conn, error) { return client, nil },
+		}}}
+		var got []error
+		for _, err := range c.Events(clientRequest(t)) {
+			got = append(got, err)
+		}
+		if len(got) != 1 || got[0].Error() != "sse: server answered 101 Switching Protocols" {
+			t.Errorf("got %v, want one error for the status", got)
+		}
+	})
+}
+
+func TestClientDoesNotTrustAnUnknownCertificate(t *testing.T) {
+	for _, protocol := range []string{"HTTP/1.1 with TLS", "HTTP/2 with TLS"} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newClientServer(t, protocol, nil)
+			s.Config.ErrorLog = pipeQuiet
+			c := s.client()
+			c.HTTPClient.Transport.(*http.Transport).TLSClientConfig.RootCAs = x509.NewCertPool()
+			var got []error
+			for _, err := range c.Events(s.request(t)) {
+				got = append(got, err)
+			}
+			if len(got) != 1 || !errors.As(got[0], new(*tls.CertificateVerificationError)) || len(s.requests) != 0 {
+				t.Errorf("%s: got %v and %d requests, want one error for the certificate", protocol, got, len(s.requests))
+			}
+		})
+	}
+}
+
+// The body of an answer that is no stream is read, but not without end.
+func TestClientReadsTheBeginningOfAnErrorsBody(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		answer http.HandlerFunc
+		want   int // bytes
+		lasts  time.Duration
+	}{
+		{"long", func(w http.ResponseWriter, r *http.Request) {
+			for range 100 {
+				if _, err := w.Write(make([]byte, 1<<10)); err != nil {
+					return
+				}
+			}
+		}, 64 << 10, 0},
+		{"endless", func(w http.ResponseWriter, r *http.Request) {
+			for r.Context().Err() == nil {
+				w.Write(make([]byte, 1))
+				http.NewResponseController(w).Flush()
+				select {
+				case <-time.After(time.Second - time.Millisecond):
+				case <-r.Context().Done():
+				}
+			}
+		}, 6, 5 * time.Second},
+		{"cut", func(w http.ResponseWriter, r *http.Request) {
+			w.Write(make([]byte, 10))
+			http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		}, 10, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			eachClientProtocol(t, func(t *testing.T, protocol string) {
+				s := newClientServer(t, protocol, func(n int, w http.ResponseWriter, r *http.Request) {
+					w.WriteHeader(404)
+					tt.answer(w, r)
+				})
+				c := s.client()
+				c.ReadTimeout = -1
+				began := time.Now()
+				for _, err := range c.Events(s.request(t)) {
+					var answer *ResponseError
+					if !errors.As(err, &answer) || answer.StatusCode != 404 || len(answer.Body) != tt.want {
+						t.Errorf("got %v, want a ResponseError with %d bytes", err, tt.want)
+					}
+				}
+				if lasts := time.Since(began); lasts != tt.lasts {
+					t.Errorf("got the error after %v, want %v", lasts, tt.lasts)
+				}
+			})
+		})
+	}
+}
+
+func TestClientAsksCheckRetry(t *testing.T) {
+	eachClientProtocol(t, func(t *testing.T, protocol string) {
+		s := newClientServer(t, protocol, func(n int, w http.ResponseWriter, r *http.Request) {
+			switch n {
+			case 0:
+				streamText(w, "id: 1\ndata: a\n\n")
+			case 3:
+				w.WriteHeader(404)
+			default:
+				w.WriteHeader(503)
+			}
+		})
+		c, req := s.client(), s.request(t)
+		asked := 0
+		c.CheckRetry = func(r *http.Request, err error) error {
+			if got := len(s.requests); got != asked+1 {
+				t.Errorf("asked before connection %d, want %d", got, asked+1)
+			}
+			if wait := time.Since(s.requests[asked].at); wait < 3*time.Second {
+				t.Errorf("asked %v after the last connection, want it after the wait", wait)
+			}
+			if r == req || r.Header.Get("Last-Event-ID") == "" || r.Header.Get("Authorization") != "" || r.URL.Path != "/" || r.Context() != req.Context() {
+				t.Errorf("asked for the request %+v", r)
+			}
+			switch asked++; asked {
+			case 1:
+				r.Header.Set("Authorization", "token 1")
+				r.Header.Set("Last-Event-ID", "9") // begins elsewhere, from then on
+			case 2:
+				r.URL.Path = "/other"
+			}
+			return nil
+		}
+		var got []error
+		for _, err := range c.Events(req) {
+			got = append(got, err)
+		}
+		if len(got) != 2 || got[0] != nil || !strings.Contains(got[1].Error(), "404") {
+			t.Errorf("got %v, want an event and the error 404", got)
+		}
+		var sent []string
+		for _, r := range s.requests {
+			sent = append(sent, strings.TrimSpace(r.url+" "+r.header.Get("Last-Event-ID")+" "+r.header.Get("Authorization")))
+		}
+		if want := []string{"/", "/ 9 token 1", "/other 9", "/ 9"}; !slices.Equal(sent, want) {
+			t.Errorf("got requests %q, want %q", sent, want)
+		}
+	})
+}
+
+func TestClientEndsWithCheckRetrysError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newClientServer(t, "HTTP/1.1", func(n int, w http.ResponseWriter, r *http.Request) { w.WriteHeader(503) })
+		c, enough, asked, closed := s.client(), errors.New("enough"), 0, false
+		c.CheckRetry = func(r *http.Request, err error) error {
+			if asked++; asked == 3 {
+				return enough
+			}
+			return nil
+		}
+		req := s.request(t)
+		req.Method, req.Body = "POST", http.NoBody
+		req.GetBody = func() (io.ReadCloser, error) {
+			return closeHook{strings.NewReader("x"), func() { closed = asked == 3 }}, nil
+		}
+		req.Body, _ = req.GetBody()
+		var got []error
+		for _, err := range c.Events(req) {
+			got = append(got, err)
+		}
+		if len(got) != 1 || got[0] != enough || len(s.requests) != 3 {
+			t.Errorf("got %v after %d requests, want %v after 3", got, len(s.requests), enough)
+		}
+		if !closed {
+			t.Error("the body of the request that was not sent is open")
+		}
+	})
+}
+
+func TestClientReadTimeout(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		timeout time.Duration
+		answer  http.HandlerFunc
+		within  time.Duration // that the loop's body takes for each event
+		lasts   time.Duration // of the first connection
+	}{
+		{"no headers", 0, func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, 0, 5 * time.Minute},
+		{"headers alone", time.Second, func(w http.ResponseWriter, r *http.Request) { streamText(w, ""); <-r.Context().Done() }, 0, time.Second},
+		{"an event, then nothing", time.Second, func(w http.ResponseWriter, r *http.Request) { streamText(w, "data: a\n\n"); <-r.Context().Done() }, 0, time.Second},
+		{"comments", time.Second, func(w http.ResponseWriter, r *http.Request) {
+			for range 10 {
+				streamText(w, ":")
+				time.Sleep(999 * time.Millisecond)
+			}
+			<-r.Context().Done()
+		}, 0, 9*999*time.Millisecond + time.Second},
+		{"a slow loop", time.Second, func(w http.ResponseWriter, r *http.Request) {
+			streamText(w, "data: a\n\n")
+			streamText(w, "data: a\n\n")
+			<-r.Context().Done()
+		}, time.Hour, 2*time.Hour + time.Second},
+		{"no limit", -1, func(w http.ResponseWriter, r *http.Request) {
+			time.Sleep(time.Hour)
+			streamText(w, "")
+			time.Sleep(time.Hour)
+		}, 0, 2 * time.Hour},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			eachClientProtocol(t, func(t *testing.T, protocol string) {
+				began := time.Now()
+				s := newClientServer(t, protocol, func(n int, w http.ResponseWriter, r *http.Request) { tt.answer(w, r) })
+				c := s.client()
+				c.ReadTimeout = tt.timeout
+				var reason error
+				var lasts time.Duration
+				log := &clientLog{func() { lasts = time.Since(began) }}
+				c.Logger = slog.New(log)
+				c.CheckRetry = func(_ *http.Request, err error) error {
+					reason = err
+					return err
+				}
+				for range c.Events(s.request(t)) {
+					time.Sleep(tt.within)
+				}
+				if lasts != tt.lasts {
+					t.Errorf("the connection lasted %v, want %v", lasts, tt.lasts)
+				}
+				if timeout := net.Error(nil); tt.timeout >= 0 && !(errors.As(reason, &timeout) && timeout.Timeout()) {
+					t.Errorf("got error %v, want a timeout", reason)
+				}
+			})
+		})
+	}
+}
+
+func TestClientRequests(t *testing.T) {
+	eachClientProtocol(t, func(t *testing.T, protocol string) {
+		s := newClientServer(t, protocol, func(n int, w http.ResponseWriter, r *http.Request) {
+			if n == 2 {
+				w.WriteHeader(http.StatusNoContent)
+				return
+			}
+			w.Header().Set("Content-Type", "text/event-stream;charset=utf-8")
+			w.Header().Set("Content-Encoding", "gzip")
+			out := gzip.NewWriter(w)
+			io.WriteString(out, "id: 1\n")
+			out.Flush()
+			http.NewResponseController(w).Flush()
+			time.Sleep(time.Minute) // longer than the http.Client's Timeout
+			io.WriteString(out, "data: a\n\n")
+			out.Close()
+		})
+		c := s.client()
+		c.HTTPClient.Timeout = time.Second
+		for _, tt := range []struct {
+			set, want http.Header
+		}{
+			{http.Header{}, http.Header{"Accept": {"text/event-stream"}, "Cache-Control": {"no-cache"}, "Accept-Encoding": {"gzip"}}},
+			{http.Header{"Accept": {"*/*"}, "Cache-Control": nil, "X": {"y", "z"}}, http.Header{"Accept": {"*/*"}, "X": {"y", "z"}, "Accept-Encoding": {"gzip"}}},
+			{nil, http.Header{"Accept": {"text/event-stream"}, "Cache-Control": {"no-cache"}, "Accept-Encoding": {"gzip"}}},
+		} {
+			s.requests = nil
+			req, err := http.NewRequestWithContext(t.Context(), "REPORT", s.URL+"/?a=b", strings.NewReader("question"))
+			wireCheck(t, err)
+			req.Header = tt.set
+			before := req.Clone(t.Context())
+			body := req.Body
+			var got []string
+			for ev, err := range c.Events(req) {
+				got = append(got, fmt.Sprint(ev.Data, err))
+			}
+			if want := []string{"a<nil>", "a<nil>", ErrEnded.Error()}; !slices.Equal(got, want) {
+				t.Errorf("got %q, want %q", got, want)
+			}
+			if len(s.requests) != 3 {
+				t.Fatalf("got %d requests, want 3", len(s.requests))
+			}
+			for n, r := range s.requests {
+				want := tt.want.Clone()
+				if n > 0 {
+					want.Set("Last-Event-ID", "1")
+				}
+				r.header.Del("User-Agent")
+				r.header.Del("Content-Length")
+				if !reflect.DeepEqual(r.header, want) || r.method != "REPORT" || r.url != "/?a=b" || r.body != "question" {
+					t.Errorf("got request %+v, want the program's own with %v", r, want)
+				}
+			}
+			if !reflect.DeepEqual(req.Header, before.Header) || req.URL.String() != before.URL.String() || req.Body != body {
+				t.Errorf("got the request %+v after the loop, want it unchanged", req)
+			}
+			if rest, err := io.ReadAll(req.Body); string(rest) != "question" {
+				t.Errorf("got the body %q, %v after the loop, want it unread", rest, err)
+			}
+		}
+		if c.HTTPClient.Timeout != time.Second {
+			t.Errorf("got Timeout %v after the loop, want it unchanged", c.HTTPClient.Timeout)
+		}
+	})
+}
+
+func TestClientSendsABodyWithoutGetBodyOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newClientServer(t, "HTTP/1.1", func(n int, w http.ResponseWriter, r *http.Request) { streamText(w, "data: a\n\n") })
+		closed := false
+		req := s.request(t)
+		req.Method, req.Body = "POST", closeHook{strings.NewReader("question"), func() { closed = true }}
+		var got []string
+		for ev, err := range s.client().Events(req) {
+			got = append(got, fmt.Sprint(ev.Data, err))
+		}
+		if len(s.requests) != 1 || s.requests[0].body != "question" || !closed {
+			t.Errorf("got requests %+v, body closed: %t, want one with the question", s.requests, closed)
+		}
+		if want := []string{"a<nil>", "sse: request has a body and no GetBody to send it again after: EOF"}; !slices.Equal(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	})
+}
+
+func TestClientFollowsRedirects(t *testing.T) {
+	eachClientProtocol(t, func(t *testing.T, protocol string) {
+		s := newClientServer(t, protocol, func(n int, w http.ResponseWriter, r *http.Request) {
+			switch {
+			case r.URL.Path == "/":
+				http.Redirect(w, r, "/there", http.StatusMovedPermanently)
+			case n < 4:
+				streamText(w, "id: 1\ndata: a\n\n")
+			default:
+				w.WriteHeader(http.StatusNoContent)
+			}
+		})
+		events := 0
+		for _, err := range s.client().Events(s.request(t)) {
+			if err == nil {
+				events++
+			}
+		}
+		var got []string
+		for _, r := range s.requests {
+			got = append(got, r.url+r.header.Get("Last-Event-ID"))
+		}
+		if want := []string{"/", "/there", "/1", "/there1", "/1", "/there1"}; !slices.Equal(got, want) || events != 2 {
+			t.Errorf("got requests %q and %d events, want %q and 2", got, events, want)
+		}
+	})
+}
+
+func TestClientLogsWhyItReconnects(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var text bytes.Buffer
+		c := &Client{Retry: time.Hour, Logger: slog.New(slog.NewTextHandler(&text, &slog.HandlerOptions{
+			ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+				if a.Key == slog.TimeKey || a.Key == "wait" && a.Value.Duration() >= time.Hour {
+					return slog.Attr{}
+				}
+				return a
+			},
+		}))}
+		c.HTTPClient = &http.Client{Transport: roundTripper(func(*http.Request) (*http.Response, error) { return nil, syscall.ECONNREFUSED })}
+		c.CheckRetry = func(_ *http.Request, err error) error { return err }
+		req, err := http.NewRequest("GET", "http://user:password@sse.test:80/events?token=secret", nil)
+		wireCheck(t, err)
+		for range c.Events(req) {
+		}
+		if got, want := text.String(), `level=WARN msg="sse: reconnecting" host=sse.test:80 path=/events err="connection refused"`+"\n"; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	})
+}
+
+// However a loop ends, nothing of it stays: no connection, stream, timer or goroutine.
+func TestClientLeavesNothingBehind(t *testing.T) {
+	for how, loop := range map[string]func(events iter.Seq2[Event, error], cancel func()){
+		"break": func(events iter.Seq2[Event, error], _ func()) {
+			for range events {
+				break
+			}
+		},
+		"context": func(events iter.Seq2[Event, error], cancel func()) {
+			for range events {
+				cancel()
+			}
+		},
+		"panic": func(events iter.Seq2[Event, error], _ func()) {
+			defer func() { recover() }()
+			for range events {
+				panic("in the loop")
+			}
+		},
+		"Goexit": func(events iter.Seq2[Event, error], _ func()) {
+			done := make(chan bool)
+			go func() {
+				defer close(done)
+				for range events {
+					runtime.Goexit()
+				}
+			}()
+			<-done
+		},
+		"iter.Pull": func(events iter.Seq2[Event, error], _ func()) {
+			next, stop := iter.Pull2(events)
+			next()
+			stop()
+		},
+		"the second connection": func(events iter.Seq2[Event, error], _ func()) {
+			n := 0
+			for range events {
+				if n++; n == 4 {
+					break
+				}
+			}
+		},
+	} {
+		t.Run(how, func(t *testing.T) {
+			eachClientProtocol(t, func(t *testing.T, protocol string) {
+				open, streams := 0, 0
+				var mu sync.Mutex
+				count := func(n *int, by int) { mu.Lock(); *n += by; mu.Unlock() }
+				s := newClientServer(t, protocol, func(n int, w http.ResponseWriter, r *http.Request) {
+					count(&streams, 1)
+					defer count(&streams, -1)
+					streamText(w, strings.Repeat("data: a\n\n", 3))
+					if n == 0 && how == "the second connection" {
+						return
+					}
+					<-r.Context().Done()
+				})
+				s.wrap = func(c net.Conn) net.Conn {
+					count(&open, 1)
+					return &closeOnce{Conn: c, closed: func() { count(&open, -1) }}
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				synctest.Wait()
+				_, goroutines := bubbleGoroutines()
+				began := time.Now()
+				loop(s.client().Events(s.request(t).WithContext(ctx)), cancel)
+				if got := time.Since(began); got > 3*time.Second {
+					t.Errorf("the loop took %v", got)
+				}
+				synctest.Wait()
+				if streams != 0 || open != 0 && protocol == "HTTP/1.1" {
+					t.Errorf("after the loop: got %d streams and %d connections, want none", streams, open)
+				}
+				s.Client().CloseIdleConnections() // of HTTP/2
+				synctest.Wait()
+				if open != 0 {
+					t.Errorf("got %d connections, want none", open)
+				}
+				if all, got := bubbleGoroutines(); got != goroutines {
+					t.Errorf("got %d goroutines, want %d as before:\n%s", got, goroutines, all)
+				}
+				time.Sleep(time.Hour) // what a timer would do
+			})
+		})
+	}
+}
+
+func TestClientNeedsNoGoroutineOfItsOwn(t *testing.T) {
+	c := &Client{HTTPClient: &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+		return &http.Response{StatusCode: 200, Header: http.Header{"Content-Type": {"text/event-stream"}}, Body: io.NopCloser(&repeatingReader{text: "data: a\n\n"}), Request: r}, nil
+	})}}
+	goroutines, n := runtime.NumGoroutine(), 0
+	for _, err := range c.Events(clientRequest(t)) {
+		if got := runtime.NumGoroutine(); err != nil || got > goroutines {
+			t.Fatalf("got %v and %d goroutines in the loop, want %d", err, got, goroutines)
+		}
+		if n++; n == 10_000 {
+			break
+		}
+	}
+}
+
+// The loop's end closes the body, and each connection's body before the next one is made.
+func TestClientHasOneConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		open, made := 0, 0
+		c := &Client{Logger: slog.New(slog.DiscardHandler), HTTPClient: &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			if open++; open > 1 {
+				t.Errorf("got %d bodies open, want 1", open)
+			}
+			status := 200
+			if made++; made%2 == 0 {
+				status = 503
+			}
+			body := closeHook{strings.NewReader("data: a\n\ndata: b\n\n"), func() { open-- }}
+			return &http.Response{StatusCode: status, Header: http.Header{"Content-Type": {"text/event-stream"}}, Body: body, Request: r}, nil
+		})}}
+		n := 0
+		for range c.Events(clientRequest(t)) {
+			if n++; n == 9 {
+				break
+			}
+		}
+		if open != 0 || made != 9 {
+			t.Errorf("got %d bodies open of %d, want none of 9", open, made)
+		}
+	})
+}
+
+// What a connection needed is given back with it, also if the request's context lives on.
+func TestClientKeepsNothingOfAConnection(t *testing.T) {
+	for _, status := range []int{200, 404} {
+		c := &Client{ReadTimeout: -1, Retry: time.Nanosecond, MaxWait: -1, Logger: slog.New(slog.DiscardHandler)}
+		c.HTTPClient = &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			body := io.NopCloser(strings.NewReader("data: a\n\n"))
+			return &http.Response{StatusCode: status, Header: http.Header{"Content-Type": {"text/event-stream"}}, Body: body, Request: r}, nil
+		})}
+		r := clientRequest(t)
+		connect := func(n int) (heap uint64) {
+			for n > 0 {
+				for range c.Events(r) {
+					if n--; n == 0 {
+						break
+					}
+				}
+			}
+			runtime.GC()
+			var stats runtime.MemStats
+			runtime.ReadMemStats(&stats)
+			return stats.HeapAlloc
+		}
+		const n = 5000
+		connect(n)
+		before := connect(n)
+		if after := connect(n); after > before+20*n {
+			t.Errorf("status %d: got %d bytes for each connection, want none", status, (after-before)/n)
+		}
+	}
+}
+
+func TestClientForSeveralLoops(t *testing.T) {
+	eachClientProtocol(t, func(t *testing.T, protocol string) {
+		s := newClientServer(t, protocol, func(n int, w http.ResponseWriter, r *http.Request) {
+			id, _ := strconv.Atoi(r.Header.Get("Last-Event-ID"))
+			if id == 9 {
+				w.WriteHeader(http.StatusNoContent)
+				return
+			}
+			streamText(w, fmt.Sprintf("id: %d\ndata: a\n\nid: %[1]d\ndata: b\n\n", id+1))
+		})
+		events := s.client().Events(s.request(t)) // also the iterator may be used again, and at once
+		var loops sync.WaitGroup
+		for range 20 {
+			loops.Go(func() {
+				var got strings.Builder
+				for ev, err := range events {
+					fmt.Fprint(&got, ev.ID, ev.Data)
+					if err != nil && err != ErrEnded {
+						t.Errorf("got error %v, want %v", err, ErrEnded)
+					}
+				}
+				if want := "1a1b2a2b3a3b4a4b5a5b6a6b7a7b8a8b9a9b"; got.String() != want {
+					t.Errorf("got %s, want %s", got.String(), want)
+				}
+			})
+		}
+		loops.Wait()
+	})
+}
+
+func TestClientOfABroker(t *testing.T) {
+	eachClientProtocol(t, func(t *testing.T, protocol string) {
+		b := &Broker{}
+		ctx, cut := context.WithCancel(t.Context())
+		s := newClientServer(t, protocol, func(n int, w http.ResponseWriter, r *http.Request) {
+			ctx, cancel := context.WithCancel(r.Context())
+			defer cancel()
+			if n < 5 {
+				time.AfterFunc(time.Second, cancel)
+			}
+			b.Serve(w, r.WithContext(ctx))
+		})
+		go func() {
+			for i := range 100 {
+				time.Sleep(500 * time.Millisecond)
+				b.Publish(Event{Data: strconv.Itoa(i)})
+			}
+			time.Sleep(time.Minute)
+			cut()
+		}()
+		n := 0
+		for ev, err := range s.client().Events(s.request(t).WithContext(ctx)) {
+			if err == nil && ev.Data != strconv.Itoa(n) {
+				t.Fatalf("got event %s, want %d", ev.Data, n)
+			}
+			n++
+		}
+		if n != 101 || len(s.requests) < 6 {
+			t.Errorf("got %d events over %d connections, want 100 over 6", n-1, len(s.requests))
+		}
+	})
+}
+
+// A relay is a second broker, fed by a Client's loop. It has the history of the first
+// one, also if it is killed and begins anew.
+func TestRelay(t *testing.T) {
+	eachClientProtocol(t, func(t *testing.T, protocol string) {
+		origin := &Broker{}
+		start := origin.LastEventID()
+		s := newClientServer(t, protocol, func(n int, w http.ResponseWriter, r *http.Request) { origin.Serve(w, r) })
+		c := s.client()
+		relay := func(ctx context.Context, b *Broker) error {
+			r := s.request(t)
+			r.Header.Set("Last-Event-ID", start)
+			for ev, err := range c.Events(r.WithContext(ctx)) {
+				if err == nil {
+					_, err = b.Publish(ev)
+				}
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		history := func(b *Broker, after string) (events []Event) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			for ev, err := range b.Subscribe(ctx, after) {
+				if err == nil {
+					events = append(events, ev)
+				}
+			}
+			return events
+		}
+		ids := []string{start}
+		for restart := range 3 {
+			b := &Broker{}
+			ctx, kill := context.WithCancel(t.Context())
+			ended := make(chan error)
+			go func() { ended <- relay(ctx, b) }()
+			for i := range 50 {
+				if i == 25 {
+					s.CloseClientConnections()
+				}
+				id, err := origin.Publish(Event{Type: "news", Data: fmt.Sprint(restart, " ", i, "\nline")})
+				wireCheck(t, err)
+				ids = append(ids, id)
+				time.Sleep(time.Second)
+			}
+			for n, id := range ids[1:] { // the start was the origin's alone
+				want := history(origin, id)
+				if got := history(b, id); !slices.Equal(got, want) {
+					t.Fatalf("after %s: got %d events %v from the relay, want %d %v", id, len(got), got, len(want), want)
+				}
+				if len(want) != len(ids)-2-n {
+					t.Fatalf("after %s: got %d events from the origin, want %d", id, len(want), len(ids)-2-n)
+				}
+			}
+			kill()
+			if err := <-ended; !errors.Is(err, context.Canceled) {
+				t.Errorf("the relay ended with %v, want %v", err, context.Canceled)
+			}
+		}
+	})
+}
+
+// A hostile server never makes the Client panic, spin, or hold more than it may.
+func FuzzClient(f *testing.F) {
+	const stream = "Content-Type: text/event-stream\r\n"
+	for _, seed := range []struct {
+		status       int // 0: the body is the whole answer
+		header, body string
+	}{
+		{0, "", ""}, {0, "", "\x00"}, {0, "", "HTTP/1.1 200 OK\r\n"}, {0, "", "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: a\n\n"},
+		{200, "", ""}, {200, stream, ""}, {200, stream, "data: a\n\n"}, {200, stream, "retry: 1\n\ndata: a\n\n"}, {200, stream, "retry: 99999999999999999999\n"},
+		{200, stream, "id: 1\ndata: a\n\nid: \x01\n\n"}, {200, stream, "id\ndata:" + strings.Repeat("x", 2000)}, {200, stream, "data: \xff\xff\xff\n\n"},
+		{200, "Content-Type: text/event-stream; charset=\r\nContent-Length: 100\r\n", "data: a\n\n"},
+		{200, stream + "Content-Encoding: gzip\r\n", "data: a\n\n"},
+		{200, stream + "Transfer-Encoding: chunked\r\n", "9\r\ndata: a\n\n\r\n0\r\n\r\n"},
+		{200, stream, "id: sse-end\nevent: end\ndata\n\n"}, {200, "Content-Type: text/html\r\n", "<p>"},
+		{503, "Retry-After: 99999999999999999999\r\n", ""}, {429, "Retry-After: -1\r\nContent-Length: 0\r\n", ""}, {503, "Retry-After: Fri, 31 Dec 9999 23:59:59 GMT\r\n", ""},
+		{500, "", strings.Repeat("x", 100<<10)}, {404, "Content-Length: 1000000\r\n", ""}, {408, "Connection: close\r\n", ""},
+		{307, "Location: /\r\nContent-Length: 0\r\n", ""}, {301, "Location: x://y\r\n", ""}, {302, "Location:\r\n", ""},
+		{100, "", ""}, {101, "Upgrade: x\r\nConnection: upgrade\r\n", ""}, {204, "", ""}, {999, "", ""},
+	} {
+		f.Add(seed.status, seed.header, []byte(seed.body), uint8(len(seed.body)), false)
+		f.Add(seed.status, seed.header, []byte(seed.body), uint8(255), true)
+	}
+	f.Fuzz(func(t *testing.T, status int, header string, body []byte, cut uint8, hang bool) {
+		answer := body
+		if status != 0 {
+			answer = fmt.Appendf(nil, "HTTP/1.1 %d x\r\n%s\r\n%s", status, header, body)
+		}
+		synctest.Test(t, func(t *testing.T) {
+			const maxEvent, attempts = 1000, 20
+			began, tries, sent := time.Now(), 0, 0
+			transport := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
+				server, client := net.Pipe()
+				text := answer
+				if n := sent % 3; n > 0 && len(answer) > 0 { // the next ones are cut elsewhere
+					text = answer[:int(cut)*n*len(answer)/512]
+				}
+				sent++
+				go func() {
+					defer server.Close()
+					if _, err := http.ReadRequest(bufio.NewReader(server)); err != nil {
+						return
+					}
+					server.Write(text)
+					if hang {
+						io.Copy(io.Discard, server)
+					}
+				}()
+				return client, nil
+			}}
+			defer transport.CloseIdleConnections()
+			c := &Client{MaxEventBytes: maxEvent, ReadTimeout: time.Minute, Logger: slog.New(slog.DiscardHandler)}
+			c.HTTPClient = &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+				tries++
+				return transport.RoundTrip(r)
+			})}
+			enough, asked := errors.New("enough"), 0
+			c.CheckRetry = func(r *http.Request, err error) error {
+				if asked++; asked == attempts {
+					return enough
+				}
+				return nil
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 100*365*24*time.Hour)
+			defer cancel()
+			var last error
+			for ev, err := range c.Events(clientRequest(t).WithContext(ctx)) {
+				last = err
+				if n := len(ev.ID) + len(ev.Type) + len(ev.Data); n > 2*3*maxEvent {
+					t.Errorf("got an event of %d bytes, want at most %d", n, maxEvent)
+				}
+				var answer *ResponseError
+				if errors.As(err, &answer) && len(answer.Body) > 64<<10 {
+					t.Errorf("got a body of %d bytes, want at most 64 KiB", len(answer.Body))
+				}
+			}
+			if last == nil {
+				t.Error("the loop ended without an error")
+			}
+			took, least := time.Since(began), time.Duration(asked)*3*time.Second
+			if bytes.Contains(answer, []byte("retry")) {
+				least = time.Duration(asked) * time.Millisecond
+			}
+			if took < least {
+				t.Errorf("got %d reconnections in %v, want at least %v", asked, took, least)
+			}
+			if most := (asked + 1) * 10; tries > most {
+				t.Errorf("got %d requests for %d reconnections, want at most %d", tries, asked, most)
+			}
+		})
+	})
 }
 
 // writer.go: headers.
@@ -8513,7 +9816,7 @@ type decoded struct {
 }
 
 func (d decoded) equal(other decoded) bool {
-	return slices.Equal(d.events, other.events) && d.lastID == other.lastID && d.retry == other.retry
+	return slices.Equal(d.events, other.events) && d.lastID == other.lastID && d.retry == other.retry && cmp.Or(d.err, io.EOF) == cmp.Or(other.err, io.EOF)
 }
 
 func (d decoded) String() string {
@@ -8540,14 +9843,13 @@ func decodeAsStandard(stream []byte) (all decoded) {
 	text := strings.TrimPrefix(decodeUTF8AsStandard(stream), "\ufeff")
 	lines := strings.Split(normaliseNewlines(text), "\n")
 	var data, event, id string
-	var retry time.Duration
 	for _, line := range lines[:len(lines)-1] { // the last one has no end
 		if line == "" {
 			all.lastID = id
 			if data != "" {
-				all.events = append(all.events, Event{ID: id, Type: event, Data: strings.TrimSuffix(data, "\n"), Retry: retry})
+				all.events = append(all.events, Event{ID: id, Type: event, Data: strings.TrimSuffix(data, "\n")})
 			}
-			data, event, retry = "", "", 0
+			data, event = "", ""
 			continue
 		}
 		field, value := line, ""
@@ -8565,13 +9867,15 @@ func decodeAsStandard(stream []byte) (all decoded) {
 			}
 		case "retry":
 			if value != "" && strings.Trim(value, "0123456789") == "" {
-				retry = longestRetry
+				all.retry = longestRetry
 				if ms, _ := new(big.Int).SetString(value, 10); ms.Cmp(big.NewInt(longestRetry.Milliseconds())) < 0 {
-					retry = time.Duration(ms.Int64()) * time.Millisecond
+					all.retry = time.Duration(ms.Int64()) * time.Millisecond
 				}
-				all.retry = retry
 			}
 		}
+	}
+	if field, _, _ := strings.Cut(lines[len(lines)-1], ":"); data != "" || field == "data" {
+		all.err = io.ErrUnexpectedEOF // no rule of the standard, which has no errors
 	}
 	return all
 }
@@ -8646,7 +9950,7 @@ func checkDecoder(t *testing.T, stream []byte, want decoded, cuts []byte) {
 		t.Helper()
 		for _, d := range []*Decoder{NewDecoder(r), {r: bufio.NewReaderSize(r, 16)}} {
 			d.MaxEventBytes = -1
-			if got := decodeAll(d); !got.equal(want) || got.err != io.EOF {
+			if got := decodeAll(d); !got.equal(want) {
 				t.Fatalf("%s, buffer of %d: got %v, want %v", how, d.r.Size(), got, want)
 			}
 			r.(io.Seeker).Seek(0, io.SeekStart)
@@ -9114,6 +10418,129 @@ func (w *wireTape) deadline(name string, at time.Time) error {
 	}
 	return nil
 }
+
+// Helpers: the Client's server.
+
+// eachClientProtocol runs f in a bubble for each protocol that the Client can speak.
+func eachClientProtocol(t *testing.T, f func(t *testing.T, protocol string)) {
+	for _, protocol := range []string{"HTTP/1.1", "HTTP/2 with TLS", "HTTP/2 unencrypted"} {
+		t.Run(protocol, func(t *testing.T) {
+			emptyPools()
+			synctest.Test(t, func(t *testing.T) { f(t, protocol) })
+		})
+	}
+}
+
+// emptyPools makes Go 1.25 forget the channels that net/http keeps in a pool for
+// HTTP/2: it panics where one of another bubble is used.
+func emptyPools() {
+	if strings.HasPrefix(runtime.Version(), "go1.25") {
+		runtime.GC()
+		runtime.GC()
+	}
+}
+
+// A clientServer answers a Client's requests, and notes them.
+type clientServer struct {
+	*wireServer
+	answer   func(n int, w http.ResponseWriter, r *http.Request) // to the n-th request, from 0
+	mu       sync.Mutex
+	requests []clientServerRequest
+}
+
+type clientServerRequest struct {
+	at                time.Time
+	method, url, body string
+	header            http.Header
+}
+
+func newClientServer(t *testing.T, protocol string, answer func(n int, w http.ResponseWriter, r *http.Request)) *clientServer {
+	s := &clientServer{answer: answer}
+	s.wireServer = newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		s.mu.Lock()
+		n := len(s.requests)
+		s.requests = append(s.requests, clientServerRequest{time.Now(), r.Method, r.URL.String(), string(body), r.Header.Clone()})
+		s.mu.Unlock()
+		s.answer(n, w, r)
+	})
+	s.Client().Transport.(*http.Transport).DialContext = func(context.Context, string, string) (net.Conn, error) {
+		conn, err := s.listener.dial()
+		if err == nil && s.wrap != nil {
+			conn = s.wrap(conn)
+		}
+		return conn, err
+	}
+	return s
+}
+
+func (s *clientServer) request(t *testing.T) *http.Request {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), "GET", s.URL+"/", nil)
+	wireCheck(t, err)
+	return r
+}
+
+// client returns a Client of the server, which logs nothing.
+func (s *clientServer) client() *Client {
+	return &Client{HTTPClient: s.Client(), Logger: slog.New(slog.DiscardHandler)}
+}
+
+// clientRequest is a request for a transport that does not look at it.
+func clientRequest(t *testing.T) *http.Request {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), "GET", "http://sse.test/", nil)
+	wireCheck(t, err)
+	return r
+}
+
+// bubbleGoroutines returns the stacks of all goroutines, and how many of them belong
+// to the caller's bubble.
+func bubbleGoroutines() (stacks string, n int) {
+	buf := make([]byte, 1<<20)
+	stacks = string(buf[:runtime.Stack(buf, true)])
+	bubble := regexp.MustCompile(`synctest bubble \d+`).FindString(stacks) // the caller comes first
+	return stacks, strings.Count(stacks, bubble+"]")
+}
+
+// streamText sends text as part of an event stream.
+func streamText(w http.ResponseWriter, text string) {
+	w.Header().Set("Content-Type", "text/event-stream")
+	io.WriteString(w, text)
+	http.NewResponseController(w).Flush()
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// A closeHook is a body that calls closed when it is closed.
+type closeHook struct {
+	io.Reader
+	closed func()
+}
+
+func (h closeHook) Close() error { h.closed(); return nil }
+
+// A closeOnce is a connection that calls closed when it is closed first.
+type closeOnce struct {
+	net.Conn
+	once   sync.Once
+	closed func()
+}
+
+func (c *closeOnce) Close() error {
+	c.once.Do(c.closed)
+	return c.Conn.Close()
+}
+
+// A clientLog calls logged for each record.
+type clientLog struct{ logged func() }
+
+func (l *clientLog) Enabled(context.Context, slog.Level) bool      { return true }
+func (l *clientLog) WithAttrs([]slog.Attr) slog.Handler            { return l }
+func (l *clientLog) WithGroup(string) slog.Handler                 { return l }
+func (l *clientLog) Handle(_ context.Context, _ slog.Record) error { l.logged(); return nil }
 
 // Helpers: loops over Subscribe.
 

@@ -313,10 +313,11 @@ func BenchmarkEncode(b *testing.B) {
 	}
 }
 
-// BenchmarkDecode measures a stream of a thousand events.
-func BenchmarkDecode(b *testing.B) {
-	const events = 1000
-	for _, size := range []int{100, 1000} {
+// BenchmarkRead measures streams of some ten megabytes, or of a thousand events if
+// these are small.
+func BenchmarkRead(b *testing.B) {
+	for _, size := range []int{100, 10_000, 1_000_000} {
+		events := min(1000, 10_000_000/size)
 		stream := encodedStream(b, events, size)
 		for _, codec := range codecs {
 			if codec.decode == nil {
@@ -324,7 +325,8 @@ func BenchmarkDecode(b *testing.B) {
 			}
 			b.Run(fmt.Sprintf("lib=%s/bytes=%d", codec.name, size), func(b *testing.B) {
 				b.SetBytes(int64(len(stream)))
-				b.ReportAllocs()
+				var before, after runtime.MemStats
+				runtime.ReadMemStats(&before)
 				for b.Loop() {
 					n := 0
 					err := codec.decode(strings.NewReader(stream), func(string) { n++ })
@@ -332,7 +334,10 @@ func BenchmarkDecode(b *testing.B) {
 						b.Fatalf("got %d events, error %v, want %d", n, err, events)
 					}
 				}
-				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*events), "ns/event")
+				runtime.ReadMemStats(&after)
+				n := float64(b.N * events)
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/n, "ns/event")
+				b.ReportMetric(float64(after.Mallocs-before.Mallocs)/n, "allocs/event")
 			})
 		}
 	}

@@ -4,6 +4,7 @@ go 1.26
 
 require (
 	github.com/donovanhide/eventsource v0.0.0-20210830082556-c59027999da0
+	github.com/launchdarkly/eventsource v1.11.0
 	github.com/r3labs/sse/v2 v2.10.0
 	github.com/seed22e817d0/sse v0.0.0
 	github.com/tmaxmax/go-sse v0.12.0

@@ -107,7 +107,9 @@ var tables = []table{
 	{"Topic", again + "µs until the call returns", []unit{{"ns/call", "", "%.1f", 1e-3, true}}},
 	{"Publishers", "Several goroutines that publish at once: µs for each event, until all subscribers have all", []unit{{"ns/event", "", "%.2f", 1e-3, true}}},
 	{"Encode", "Encoding an event, ns", []unit{{"ns/op", "", "%.0f", 1, true}}},
-	{"Decode", "Decoding, ns for each event", []unit{{"ns/event", "", "%.0f", 1, true}}},
+	{"Read", "Reading, µs for each event", []unit{{"ns/event", "", "%.2f", 1e-3, true}}},
+	{"Read", again + "MB/s", []unit{{"MB/s", "", "%.0f", 1, false}}},
+	{"Read", again + "allocations for each event", []unit{{"allocs/event", "", "%.1f", 1, false}}},
 }
 
 // An output is what runs of the benchmarks have printed.

@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"iter"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -85,7 +86,7 @@ var clients = []client{
 	{name: "curl", run: runCurl, linesOnly: true},
 	{name: "tmaxmax go-sse", run: runTmaxmax, blanks: true},
 	{name: "launchdarkly eventsource", run: runLaunchDarkly, blanks: true},
-	{name: "Decoder", run: runDecoder},
+	{name: "Client", run: runClient},
 }
 
 // runPage opens a page of this directory with a list named got.
@@ -188,37 +189,18 @@ func runLaunchDarkly(t *testing.T, url string, report func(event)) {
 	t.Cleanup(s.Close)
 }
 
-// runDecoder is a client with this package's Decoder.
-func runDecoder(t *testing.T, url string, report func(event)) {
-	ctx := t.Context()
+func runClient(t *testing.T, url string, report func(event)) {
+	r, err := http.NewRequestWithContext(t.Context(), "GET", url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &sse.Client{Logger: slog.New(slog.DiscardHandler)}
 	background(t, func() {
-		id, wait := "", 3*time.Second
-		for ctx.Err() == nil {
-			r, err := http.NewRequestWithContext(ctx, "GET", url, nil)
-			if err != nil {
+		for e, err := range c.Events(r) {
+			if err == nil {
+				report(event{e.ID, message(e.Type), e.Data})
+			} else if !errors.Is(err, context.Canceled) {
 				t.Error(err)
-				return
-			}
-			r.Header.Set("Accept", "text/event-stream")
-			if id != "" {
-				r.Header.Set("Last-Event-ID", id)
-			}
-			if resp, err := http.DefaultClient.Do(r); err == nil {
-				d := sse.NewDecoder(resp.Body)
-				for e, err := range d.All() {
-					if err == nil {
-						report(event{e.ID, message(e.Type), e.Data})
-					}
-				}
-				resp.Body.Close()
-				id = d.LastEventID()
-				if d.Retry() > 0 {
-					wait = d.Retry()
-				}
-			}
-			select {
-			case <-ctx.Done():
-			case <-time.After(wait):
 			}
 		}
 	})

@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -97,6 +98,13 @@ var protocols = []string{"HTTP/1.1", "HTTP/2"}
 
 // TestMain lets many tests run at once: they wait more than they compute.
 func TestMain(m *testing.M) {
+	if addr, n, ok := strings.Cut(os.Getenv(programVariable), " "); ok { // for TestClient
+		events, _ := strconv.Atoi(n)
+		if err := serveProgram(addr, events); err != nil {
+			panic(err)
+		}
+		return
+	}
 	flag.Parse()
 	if err := flag.Set("test.parallel", "16"); err != nil {
 		panic(err)

@@ -1,5 +1,6 @@
 // Client asks the server of the tokens example, and prints the answer word by
-// word as it comes. Ctrl-C stops the answer.
+// word as it comes, also across connections that are cut off, if the server can go
+// on with it. Ctrl-C stops the answer.
 //
 //	go run ./examples/tokens
 //	go run ./examples/tokens/client What is an event stream?
@@ -50,27 +51,29 @@ func ask(ctx context.Context, w io.Writer, addr, prompt string) error {
 	if err != nil {
 		return err
 	}
-	req.Header.Set("Accept", "text/event-stream")
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("the server says %s", resp.Status)
+	words := 0
+	client := &sse.Client{
+		CheckRetry: func(r *http.Request, err error) error {
+			if words > 0 && r.Header.Get("Last-Event-ID") == "" {
+				// Without a place to go on from, the answer would begin again.
+				return fmt.Errorf("the stream ended before the answer did: %w", err)
+			}
+			return nil
+		},
 	}
 	defer fmt.Fprintln(w)
-	for event, err := range sse.NewDecoder(resp.Body).All() {
+	for event, err := range client.Events(req) {
 		switch {
+		case errors.Is(err, sse.ErrEnded) || event.Type == "done":
+			return nil
 		case err != nil:
 			return err
-		case event.Type == "done":
-			return nil
 		case event.Type == "failed":
 			return errors.New(event.Data)
 		case event.Type == "":
 			fmt.Fprint(w, event.Data)
+			words++
 		}
 	}
-	return errors.New("the stream ended before the answer did")
+	return nil
 }
