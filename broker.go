@@ -74,6 +74,13 @@ type Broker struct {
 	// negative, there is no limit.
 	WriteTimeout time.Duration
 
+	// MaxAge is about how long a client's stream may last, at random up to a tenth
+	// less, so that clients that came together do not return together. The client
+	// then reconnects with its last ID, through the handler, and misses nothing.
+	// That bounds how long a client is served after it was authorized. A stream is
+	// not ended while CatchUp runs. If 0 or negative, there is no limit.
+	MaxAge time.Duration
+
 	// Retry is the reconnection time sent to each client as it connects, in
 	// whole milliseconds. A client that the Broker sends away is sent a random
 	// time between Retry and twice that, so that clients do not return all at
@@ -113,7 +120,8 @@ type Broker struct {
 	// a time. ctx has the values of the request's context; it is done when the
 	// client leaves (a detached client: when a write to it fails) and when the
 	// Broker ends the stream. An error that CatchUp yields ends the stream, and
-	// the client will reconnect. CatchUp must not call [Broker.Shutdown].
+	// the client will reconnect; [ErrEnded] ends it for good, as [Broker.End] does.
+	// CatchUp must not call [Broker.Shutdown].
 	//
 	// If CatchUp is nil, a client whose last event is not in the history gets an
 	// event of type "gap", whose data is the ID of that last event if the client
@@ -214,8 +222,9 @@ func give(signal chan struct{}) {
 // Publish returns the event's ID. If ev.ID is empty, one is assigned, unless the
 // Broker keeps no history. Publish returns [ErrDuplicateID], and the ID, if the ID is
 // in the history, so that publishing an event again does no harm. It returns
-// [ErrClosed] after Shutdown, and the error of [Event.AppendText] if ev cannot be
-// sent. If Publish returns an error, no client receives the event.
+// [ErrEnded] if one of the topics has ended, [ErrClosed] after Shutdown, and the error
+// of [Event.AppendText] if ev cannot be sent. If Publish returns an error, no client
+// receives the event.
 func (b *Broker) Publish(ev Event, topics ...string) (id string, err error) {
 	if err := ev.check(); err != nil {
 		return "", err
@@ -228,6 +237,9 @@ func (b *Broker) Publish(ev Event, topics ...string) (id string, err error) {
 		return "", ErrClosed
 	}
 	b.initLocked()
+	if b.anyEndedLocked(topics) {
+		return "", ErrEnded
+	}
 	if err := b.log.identify(f); err != nil {
 		return f.id, err
 	}
@@ -237,6 +249,50 @@ func (b *Broker) Publish(ev Event, topics ...string) (id string, err error) {
 	b.appendLocked(f, topics)
 	b.stats.Published++
 	return f.id, nil
+}
+
+// End declares that nothing more will be published to the topics. If no topic is
+// named, it is the default topic. A client all of whose topics have ended receives
+// what it is still owed and an event of type "end", with empty data and a reserved
+// ID. Then its stream closes, for good:
+//
+//	source.addEventListener("end", () => source.close())
+//
+// A page that does not close its EventSource comes back with that ID, and is answered
+// 204, which stops it. A client with other topics too goes on with those. For a loop
+// over Subscribe, the end is [ErrEnded].
+//
+// A client that comes later without a last event ID, to topics that have all ended,
+// receives what the history holds of them, and then the end. With a topic that has
+// not ended among them it begins with the next event, as ever; use [Earliest] for
+// more. CatchUp is called first, if it is set.
+//
+// A topic stays ended as long as the history holds its end or a subscriber from before
+// the end is there. After that the name is that of a new topic, so a name is best used
+// once. End is idempotent. It returns [ErrClosed] after Shutdown.
+func (b *Broker) End(topics ...string) error {
+	b.mu.Lock()
+	defer b.unlock()
+	if b.closed {
+		return ErrClosed
+	}
+	b.initLocked()
+	var open []string
+	for _, name := range distinct(topics) {
+		if !b.anyEndedLocked([]string{name}) {
+			open = append(open, name)
+		}
+	}
+	if len(open) == 0 {
+		return nil
+	}
+	f := &frame{mark: true}
+	b.log.number(f)
+	b.appendLocked(f, open)
+	for _, t := range f.topics {
+		t.ended, t.before = f.seq, len(t.members)
+	}
+	return nil
 }
 
 // LastEventID returns the ID of the newest event, or an ID that stands for the
@@ -303,6 +359,7 @@ const minQueue = 256
 // change after the frame was appended. The rest is guarded by the Broker's mu.
 type place struct {
 	seq     uint64   // 0 if the frame was never in a log
+	isEnd   bool     // the frame says that its topics have ended, and is not sent
 	topics  []*topic // sorted by name
 	at      time.Time
 	holders int // clients that are being sent the frame
@@ -329,9 +386,9 @@ func (f *frame) isLarge() bool { return len(f.body) > pieceBytes }
 // from. An eventLog has no lock and knows no subscribers.
 //
 //  1. tail ≤ head+1; the log is empty if they are equal.
-//  2. ids has the events in the log that were published with an ID of their own,
-//     and the position before tail if it has such an ID.
+//  2. ids has the events in the log that were published with an ID of their own.
 //  3. An assigned ID is prefix and the frame's number, so it needs no entry in ids.
+//  4. An end has no ID of its own: the position after it has that of the one before.
 type eventLog struct {
 	history int           // how many frames are for those who reconnect; negative: none, and no IDs
 	bytes   int           // limit on size; negative: none
@@ -342,7 +399,7 @@ type eventLog struct {
 	size       int // of all frames
 	prefix     string
 	ids        map[string]uint64
-	before     string // ID of the position before tail; "" if it was assigned
+	before     string // ID of the position before tail; "" if none was told
 	resets     int    // how often the log began anew
 }
 
@@ -372,12 +429,17 @@ func (l *eventLog) identify(f *frame) error {
 	case f.id == "":
 		f.id = l.assignedID(f.seq)
 	default:
-		if _, ok := l.ids[f.id]; ok || l.assigns(f.id) {
+		if _, ok := l.find(f.id); ok || l.assigns(f.id) {
 			return fmt.Errorf("%w %s", ErrDuplicateID, quote(f.id))
 		}
 		l.ids[f.id] = f.seq
 	}
 	return nil
+}
+
+// number is identify for an end.
+func (l *eventLog) number(f *frame) {
+	f.seq, f.id, f.isEnd = l.head+1, l.idAfter(l.head), true
 }
 
 // append adds f, which identify has numbered.
@@ -411,7 +473,9 @@ func (l *eventLog) expired(f *frame, now time.Time) bool {
 func (l *eventLog) evict() *frame {
 	f := l.at(l.tail)
 	l.slots[l.tail&uint64(len(l.slots)-1)] = nil
-	delete(l.ids, l.before)
+	if l.ids[f.id] == f.seq {
+		delete(l.ids, f.id)
+	}
 	l.tail++
 	l.size -= f.size()
 	l.before = f.id
@@ -427,9 +491,6 @@ func (l *eventLog) reset(id string) {
 	l.tail = l.head + 1
 	l.resets++
 	l.before = id
-	if id != "" && l.history >= 0 {
-		l.ids[id] = l.head
-	}
 }
 
 // assignedID returns the ID of the frame numbered seq if it has none of its own.
@@ -443,11 +504,17 @@ func (l *eventLog) assigns(id string) bool { return strings.HasPrefix(id, l.pref
 
 // find returns the position that has this ID. It may be before the log.
 func (l *eventLog) find(id string) (seq uint64, ok bool) {
+	if l.history < 0 || id == "" {
+		return 0, false
+	}
+	if id == l.before {
+		return l.tail - 1, true
+	}
 	if seq, ok = l.ids[id]; ok {
 		return seq, true
 	}
 	digits, ok := strings.CutPrefix(id, l.prefix)
-	if !ok || l.history < 0 {
+	if !ok {
 		return 0, false
 	}
 	seq, err := strconv.ParseUint(digits, 36, 64)
@@ -516,6 +583,7 @@ func (b *Broker) evictLocked() {
 	f := b.log.evict()
 	for _, t := range f.topics {
 		t.evicted = f.seq
+		t.forgetEnd(b.log.tail)
 	}
 	if f.holders > 0 && f.isLarge() {
 		b.pinned += f.size()
@@ -550,7 +618,37 @@ type topic struct {
 	newest         uint64 // number of the newest frame
 	evicted        uint64 // number of the newest frame that has left the log
 	unaware, aware int
-	clients        int // members that are clients
+	clients        int    // members that are clients
+	ended          uint64 // number of the frame that says so; 0: it has not ended
+	before         int    // ended: members from before that
+}
+
+// forgetEnd makes t a new topic if its end is before the log and nobody is there who
+// came before the end.
+func (t *topic) forgetEnd(tail uint64) {
+	if t.ended < tail && t.before == 0 {
+		t.ended = 0
+	}
+}
+
+// anyEndedLocked reports whether one of the topics has ended.
+func (b *Broker) anyEndedLocked(names []string) bool {
+	for _, name := range names {
+		if t := b.topics[name]; t != nil && t.ended > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// hasEnded reports whether all topics of s have ended.
+func (s *subscriber) hasEnded() bool {
+	for _, t := range s.topics {
+		if t.ended == 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // Members are subscribers in the order they came, but for those that took the
@@ -620,6 +718,8 @@ type subscriber struct {
 	done   func(error) // given to Detach
 
 	// Guarded by mu.
+	joined  uint64   // the newest frame when it came
+	expires uint64   // the round in which it is too old; 0: never
 	places  []int    // index in members of each topic, and in Broker.subs
 	cursor  uint64   // the first frame it has not considered
 	waiting bool     // for a frame, an end, or a reason to say something
@@ -632,9 +732,8 @@ type subscriber struct {
 	got     uint64   // the round in which it received something last
 	cancel  context.CancelFunc
 
-	lastID   string // ID of the last event it received, or what it came with
-	lastSeq  uint64 // the position of the newest ID that it received
-	replayTo uint64 // frames up to this one were published before it came
+	lastID  string // ID of the last event it received, or what it came with
+	lastSeq uint64 // the position of the newest ID that it received
 
 	// began is one more than the round in which a write to the client began, or
 	// 0. It is written by the goroutine that writes.
@@ -697,6 +796,7 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) error {
 		for _, t := range s.topics {
 			t.clients++
 		}
+		s.expires = b.expiryLocked()
 	}
 	b.startLocked(s, lastID)
 	b.startSweepLocked()
@@ -706,11 +806,16 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) error {
 // startLocked sets where s begins.
 func (b *Broker) startLocked(s *subscriber, lastID string) {
 	head := b.log.head
-	s.lastID, s.lastSeq, s.replayTo, s.cursor = lastID, head, head, head+1
+	s.lastID, s.lastSeq, s.joined, s.cursor = lastID, head, head, head+1
 	s.resets = b.log.resets
 	first := b.log.replayFrom(time.Now())
 	seq, known := b.log.find(lastID)
+	if lastID == Earliest && b.log.history < 0 {
+		lastID, s.lastID = "", ""
+	}
 	switch {
+	case lastID == Earliest, lastID == "" && b.CatchUp == nil && s.hasEnded():
+		s.cursor, s.lastSeq, s.lastID = first, first-1, b.log.idAfter(first-1)
 	case lastID == "" && b.CatchUp == nil:
 		s.lastID = b.log.idAfter(head)
 	case lastID == "":
@@ -721,7 +826,7 @@ func (b *Broker) startLocked(s *subscriber, lastID string) {
 		s.lost, s.cursor = true, first
 		b.stats.Gaps++
 	}
-	if lastID == "" {
+	if lastID == "" || lastID == Earliest {
 		s.echo = true // nothing that it brought is repeated
 	}
 	s.opening = b.openingLocked(s)
@@ -736,6 +841,10 @@ func (b *Broker) leave(s *subscriber, reason error) {
 	b.releaseHeldLocked(s)
 	for nth, t := range s.topics {
 		t.members.remove(s, nth)
+		if s.joined < t.ended {
+			t.before--
+			t.forgetEnd(b.log.tail)
+		}
 	}
 	b.subs.remove(s, len(s.topics))
 	if s.client {
@@ -955,6 +1064,9 @@ func (s *subscriber) next(batch []*frame) ([]*frame, step) {
 	switch {
 	case s.cursor <= b.log.head:
 		return batch, again
+	case s.hasEnded():
+		s.end = ErrEnded
+		return b.sayGoodbyeLocked(s, ErrEnded, batch), last
 	case b.closed:
 		return b.sayGoodbyeLocked(s, ErrClosed, batch), last
 	case len(batch) > 0:
@@ -975,7 +1087,7 @@ func (b *Broker) readLogLocked(s *subscriber, batch []*frame) []*frame {
 		f := b.log.at(s.cursor)
 		s.cursor++
 		work += 1 + min(len(f.topics), len(s.topics))
-		if s.wants(f) {
+		if !f.isEnd && s.wants(f) {
 			batch = append(batch, f)
 			bytes += len(f.body)
 		}
@@ -1004,7 +1116,7 @@ func (b *Broker) receivedLocked(s *subscriber, batch []*frame) {
 		if !f.mark {
 			b.stats.Delivered++
 		}
-		if f.seq > 0 && f.seq <= s.replayTo {
+		if f.seq > 0 && f.seq <= s.joined {
 			b.stats.Replayed++
 		}
 	}
@@ -1186,7 +1298,7 @@ func (s *subscriber) catchUp(ctx context.Context, send func([]*frame) error) err
 			err = ev.check()
 		}
 		if err != nil {
-			return s.catchUpFailed(ctx, err)
+			return cmp.Or(flush(), s.catchUpFailed(ctx, err))
 		}
 		f := newFrame(ev)
 		batch, bytes = append(batch, f), bytes+len(f.body)
@@ -1221,6 +1333,8 @@ func (s *subscriber) catchUpFailed(ctx context.Context, err error) error {
 	switch {
 	case end != nil:
 		return end
+	case errors.Is(err, ErrEnded):
+		return err
 	case ctx.Err() != nil:
 		return leftError(ctx)
 	}
@@ -1243,7 +1357,11 @@ func (s *subscriber) goOn(since uint64, upTo, lastID string, yielded bool) []*fr
 	}
 	s.cursor, s.lastSeq = since, since-1
 	wasReset := s.resets != b.log.resets
-	if b.checkLostLocked(s); s.lost && (yielded || wasReset) {
+	switch b.checkLostLocked(s); {
+	case !s.lost: // nor is anything for it before a cursor that was moved up
+		s.lastSeq = s.cursor - 1
+		return b.placeMark(b.log.idAfter(s.lastSeq))
+	case yielded || wasReset:
 		return nil // CatchUp is called again, for what comes after the last event
 	}
 	return b.placeMark(upTo)
@@ -1259,16 +1377,22 @@ func (s *subscriber) goOn(since uint64, upTo, lastID string, yielded bool) []*fr
 //	err := broker.Serve(w, r, "room/"+room, "announcements")
 //
 // Serve returns why the stream ended: an error that wraps [ErrClientLeft],
-// [ErrTooSlow], [ErrClosed] or [ErrFull], an error of CatchUp, or
-// [http.ErrNotSupported] if w cannot be flushed, as for [NewWriter]. It returns nil
-// only for a HEAD request, which it answers with the headers alone. The stream ends
-// when r's context is done; to revoke access, pass a request with a context that you
-// can cancel.
+// [ErrTooSlow], [ErrClosed], [ErrFull], [ErrEnded] or [ErrDisconnected], an error of
+// CatchUp, or [http.ErrNotSupported] if w cannot be flushed, as for [NewWriter]. It
+// returns nil only for a HEAD request, which it answers with the headers alone.
+//
+// The stream ends when r's context is done. If the context has a cause
+// ([context.WithCancelCause]), Serve returns an error that wraps it; otherwise the
+// error is ErrClientLeft, because net/http cancels the context too when the client
+// leaves.
 //
 // A GET over HTTP/1.1 is answered without chunks: the stream ends with its
 // connection, which needs fewer writes. That is no less safe, since a Broker's
 // stream has no end of its own that a truncated one could be mistaken for.
 func (b *Broker) Serve(w http.ResponseWriter, r *http.Request, topics ...string) error {
+	if answerEnded(w, r) {
+		return ErrEnded
+	}
 	if r.Method == http.MethodHead {
 		_, err := NewWriter(w, r)
 		return err
@@ -1326,7 +1450,7 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 	if done == nil {
 		done = func(error) {}
 	}
-	if r.Method == http.MethodHead {
+	if r.Method == http.MethodHead || hasEndID(r) {
 		done(b.Serve(w, r, topics...))
 		return false
 	}
@@ -1360,6 +1484,52 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 		b.guard("the function given to Detach", func() { done(err) })
 	})
 	return true
+}
+
+// Disconnect ends the streams of all clients and loops over Subscribe that have one
+// of the topics, detached clients included, and returns how many they were. If no
+// topic is named, it is the default topic.
+//
+//	sessions.Delete(user)
+//	broker.Disconnect("user/" + user)
+//
+// Nothing published after the call reaches them, and nothing that they were still
+// owed: only a write that is under way is completed. Their streams end with
+// [ErrDisconnected], after a reconnection time as from Shutdown, and a call of CatchUp
+// that runs for one is canceled. The clients will come back, so revoke their access
+// first. A request that was authorized before and is served after the call is not
+// found; MaxAge bounds how long it is served.
+//
+// Disconnect waits for no client, and Publish does not wait for Disconnect.
+func (b *Broker) Disconnect(topics ...string) int {
+	n := 0
+	b.mu.Lock()
+	defer b.unlock()
+	for _, name := range distinct(topics) {
+		t := b.topics[name]
+		if t == nil {
+			continue
+		}
+		b.walkLocked(&t.members, func(s *subscriber) bool {
+			if s.end == nil {
+				b.endLocked(s, ErrDisconnected)
+				n++
+			}
+			return true
+		})
+	}
+	return n
+}
+
+// Clients returns how many clients have the topic now, in constant time. Loops over
+// Subscribe are not counted.
+func (b *Broker) Clients(topic string) int {
+	b.mu.Lock()
+	defer b.unlock()
+	if t := b.topics[topic]; t != nil {
+		return t.clients
+	}
+	return 0
 }
 
 // admit makes the client a subscriber, or turns it away.
@@ -1496,6 +1666,9 @@ func (b *Broker) openingLocked(s *subscriber) []*frame {
 
 // sayGoodbyeLocked appends to batch what s is told as its stream ends.
 func (b *Broker) sayGoodbyeLocked(s *subscriber, reason error, batch []*frame) []*frame {
+	if s.client && errors.Is(reason, ErrEnded) {
+		return append(batch, endFrame)
+	}
 	if !s.client || errors.Is(reason, errCut) || errors.Is(reason, ErrTooSlow) {
 		return batch
 	}
@@ -1588,7 +1761,7 @@ func (b *Broker) retry() time.Duration {
 // sweepPeriod is the time between two sweeps; 0: there are none.
 func (b *Broker) sweepPeriod() time.Duration {
 	shortest := time.Duration(math.MaxInt64)
-	for _, d := range []time.Duration{b.keepAlive(), b.writeTimeout()} {
+	for _, d := range []time.Duration{b.keepAlive(), b.writeTimeout(), b.MaxAge} {
 		if d > 0 {
 			shortest = min(shortest, d)
 		}
@@ -1620,6 +1793,8 @@ func (b *Broker) sweep() {
 	b.round.Add(1)
 	b.walkLocked(&b.subs, func(s *subscriber) bool {
 		switch {
+		case s.expires > 0 && b.round.Load() >= s.expires && s.cancel == nil:
+			b.endLocked(s, errTooOld)
 		case s.waiting:
 			b.lookAtIdleLocked(s)
 		case b.isLate(s):
@@ -1634,6 +1809,18 @@ func (b *Broker) sweep() {
 	b.unlock()
 	cutAll(late)
 }
+
+// expiryLocked returns the round in which a client that comes now is too old, or 0.
+func (b *Broker) expiryLocked() uint64 {
+	if b.MaxAge <= 0 {
+		return 0
+	}
+	life := b.MaxAge - mrand.N(b.MaxAge/10+1)
+	return b.round.Load() + uint64(life/b.sweepPeriod()) + 1
+}
+
+// errTooOld is the reason for a client that MaxAge ends.
+var errTooOld = errors.New("sse: stream has reached MaxAge")
 
 var errWriteTimeout = fmt.Errorf("%w: a write took longer than WriteTimeout", ErrTooSlow)
 
@@ -1670,9 +1857,14 @@ func (b *Broker) lookAtIdleLocked(s *subscriber) {
 // history.
 //
 // Iteration blocks until there is an event. It ends with an error and a zero Event:
-// the cause of ctx's end, [ErrClosed] after Shutdown, or CatchUp's error.
+// the cause of ctx's end, [ErrClosed] after Shutdown, [ErrEnded] when all topics have
+// ended, [ErrDisconnected], or CatchUp's error.
 func (b *Broker) Subscribe(ctx context.Context, lastEventID string, topics ...string) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
+		if lastEventID == endID {
+			yield(Event{}, ErrEnded)
+			return
+		}
 		s := &subscriber{signal: make(chan struct{}, 1), echo: true}
 		if err := b.join(s, lastEventID, topics); err != nil {
 			yield(Event{}, err)
@@ -1694,7 +1886,7 @@ func (b *Broker) Subscribe(ctx context.Context, lastEventID string, topics ...st
 		})
 		switch {
 		case stopped:
-		case ctx.Err() != nil && errors.Is(err, ErrClientLeft):
+		case ctx.Err() != nil && errors.Is(err, context.Cause(ctx)):
 			yield(Event{}, context.Cause(ctx))
 		default:
 			yield(Event{}, err)

@@ -25,8 +25,11 @@ const maxIDBytes = 1 << 10
 // back with it is answered 204, whatever it asks for.
 const endID = "sse-end"
 
-// endFrame is that event as it is written to a stream.
-const endFrame = "id: " + endID + "\nevent: end\ndata: \n\n"
+// endType is the type of that event.
+const endType = "end"
+
+// endFrame is that event as it is written to a stream. It is not for Subscribe.
+var endFrame = &frame{id: endID, body: "event: " + endType + "\ndata: \n\n", mark: true}
 
 // An Event is one message of an event stream.
 //

@@ -62,8 +62,8 @@ import (
 // [errors.Is].
 var (
 	// ErrClientLeft is returned by [Broker.Serve], [Serve] and the methods of
-	// [Writer] when the client has closed the connection or the request's context
-	// has ended. The error wraps the context's cause or the failed write's error.
+	// [Writer] when the client has closed the connection, or when the request's
+	// context was canceled without a cause. The error wraps what a write returned.
 	ErrClientLeft = errors.New("sse: client left")
 
 	// ErrTooSlow is returned by [Broker.Serve], [Serve] and the methods of [Writer]
@@ -443,7 +443,7 @@ func (l *clientLoop) connect(req *http.Request) (healthy bool, err error) {
 		case err != nil:
 			l.lastID, l.retry = d.LastEventID(), cmp.Or(d.Retry(), l.retry)
 			return healthy || time.Since(begun) > l.waited, err
-		case ev.Type == "end" && ev.ID == endID:
+		case ev.Type == endType && ev.ID == endID:
 			return true, ErrEnded
 		case !l.yield(ev, nil):
 			return true, errLoopLeft

@@ -190,12 +190,12 @@ func TestServeWhenContextEnds(t *testing.T) {
 			sequence(yields)(yield)
 		}
 		err := Serve(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil).WithContext(ctx), events)
-		if !errors.Is(err, ErrClientLeft) || !errors.Is(err, revoked) {
-			t.Errorf("%v yielded: got %v, want %v and %v", yields, err, ErrClientLeft, revoked)
+		if errors.Is(err, ErrClientLeft) || !errors.Is(err, revoked) {
+			t.Errorf("%v yielded: got %v, want %v and not %v", yields, err, revoked, ErrClientLeft)
 		}
 		err = Serve(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil).WithContext(ctx), unwanted(t))
-		if !errors.Is(err, ErrClientLeft) || !errors.Is(err, revoked) {
-			t.Errorf("ended before: got %v, want %v and %v", err, ErrClientLeft, revoked)
+		if errors.Is(err, ErrClientLeft) || !errors.Is(err, revoked) {
+			t.Errorf("ended before: got %v, want %v and not %v", err, revoked, ErrClientLeft)
 		}
 	}
 }
@@ -2961,8 +2961,8 @@ func TestWriterWhenContextEnds(t *testing.T) {
 	w := httptest.NewRecorder()
 	out := begin(t, w, httptest.NewRequest("GET", "/", nil).WithContext(ctx))
 	cancel(revoked)
-	if err := out.Send(Event{Data: "a"}); !errors.Is(err, ErrClientLeft) || !errors.Is(err, revoked) {
-		t.Errorf("got %v, want %v and %v", err, ErrClientLeft, revoked)
+	if err := out.Send(Event{Data: "a"}); errors.Is(err, ErrClientLeft) || !errors.Is(err, revoked) {
+		t.Errorf("got %v, want %v and not %v", err, revoked, ErrClientLeft)
 	}
 	if got := w.Body.String(); got != ":\n" {
 		t.Errorf("got %q, want nothing written", got)
@@ -3904,6 +3904,115 @@ func TestLastEventIDIsWhereAPageBegins(t *testing.T) {
 			id := b.LastEventID()
 			b.Publish(Event{Data: fmt.Sprint("early", i)})
 			s.get("/?lastEventId="+id, "").want(fmt.Sprint("early", i))
+		}
+	})
+}
+
+// Earliest stands for the place before all that the history holds.
+func TestEarliest(t *testing.T) {
+	for _, history := range []int{0, 2} {
+		want := map[int]string{0: "1 2 3 4", 2: "3 4"}[history]
+		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+			b := &Broker{History: history}
+			asked := yieldAll(b, Event{Data: "caught up"})
+			s := serve(t, b)
+			for _, id := range []string{"1", "2", "3", "4"} {
+				b.Publish(Event{ID: id, Data: id}, "a", "b")
+			}
+			loop := followBroker(t, b, Earliest, "a")
+			header := s.get("/?topic=a", "Last-Event-ID: "+Earliest+"\r\n")
+			query := s.get("/?topic=a&lastEventId="+Earliest, "")
+			header.want(want)
+			query.want(want)
+			loop.want(want)
+			b.Publish(Event{ID: "5", Data: "5"}, "a")
+			header.want("5")
+			query.want("5")
+			loop.want("5")
+			if got := b.Stats().Gaps; got != 0 || len(*asked) != 0 {
+				t.Errorf("got %d gaps, CatchUp asked for %q, want neither", got, *asked)
+			}
+			for _, block := range header.blocks {
+				if block.ID == Earliest {
+					t.Errorf("got block %q, want a real ID", block.Raw)
+				}
+			}
+		})
+	}
+}
+
+func TestEarliestLeavesOutWhatHasExpired(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{HistoryAge: time.Minute}
+		publishIDs(t, b, "1")
+		time.Sleep(2 * time.Minute)
+		publishIDs(t, b, "2")
+		followBroker(t, b, Earliest).want("2")
+	})
+}
+
+// From its first block on, a client has a real ID, so one that got no event and was away
+// for long is told so.
+func TestEarliestIsResolvedAsTheClientJoins(t *testing.T) {
+	for _, events := range []int{0, 5} { // in the history, of another topic
+		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+			b := &Broker{History: 10}
+			s := serve(t, b)
+			for range events {
+				b.Publish(Event{Data: "x"}, "other")
+			}
+			c := s.get("/?topic=quiet", "Last-Event-ID: "+Earliest+"\r\n")
+			c.want("")
+			id := c.lastID()
+			c.close()
+			if id == "" || id == Earliest {
+				t.Fatalf("got ID %q, want a real one", id)
+			}
+			back := s.get("/?topic=quiet", "Last-Event-ID: "+id+"\r\n")
+			back.want("")
+			back.close()
+			b.Publish(Event{Data: "missed"}, "quiet")
+			for range 1000 {
+				b.Publish(Event{Data: "x"}, "other")
+			}
+			s.get("/?topic=quiet", "Last-Event-ID: "+id+"\r\n").want("gap:" + id)
+		})
+	}
+}
+
+func TestEarliestWithoutAHistoryIsANewcomer(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{History: -1}
+		s := serve(t, b)
+		b.Publish(Event{Data: "1"})
+		c := s.get("/", "Last-Event-ID: "+Earliest+"\r\n")
+		loop := followBroker(t, b, Earliest)
+		c.want("")
+		b.Publish(Event{Data: "2"})
+		c.want("2")
+		loop.want("2")
+		if got := b.Stats().Gaps; got != 0 {
+			t.Errorf("got %d gaps, want none", got)
+		}
+	})
+}
+
+// With an open topic beside one that has ended, Earliest is how to get the whole of both.
+func TestEarliestOfATopicThatHasEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		b.Publish(Event{Data: "1"}, "job")
+		b.Publish(Event{Data: "2"}, "open")
+		b.End("job")
+		loop := followBroker(t, b, Earliest, "job", "open")
+		loop.want("1 2")
+		if loop.ended() != nil {
+			t.Errorf("got %v, want the loop to go on", loop.ended())
+		}
+		job := followBroker(t, b, Earliest, "job")
+		job.want("1")
+		if err := job.ended(); !errors.Is(err, ErrEnded) {
+			t.Errorf("got %v, want ErrEnded", err)
 		}
 	})
 }
@@ -4918,6 +5027,393 @@ func TestResetThatIsRefusedDoesNothing(t *testing.T) {
 	})
 }
 
+// broker.go: topics that have ended.
+
+// What a client is owed comes before the end, and the end is the last.
+func TestEndComesAfterWhatIsOwed(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{}
+		s := serve(t, b)
+		idle := s.get("/?topic=job", "")
+		stalled := s.get("/?topic=job", "")
+		other := s.get("/?topic=other", "")
+		idle.want("")
+		stalled.stall(true)
+		for i := range 300 {
+			b.Publish(Event{Data: strconv.Itoa(i)}, "job")
+		}
+		if err := b.End("job"); err != nil { // and does not wait for the one that stalls
+			t.Fatal(err)
+		}
+		idle.wantEnd()
+		if err := s.served(); !errors.Is(err, ErrEnded) {
+			t.Errorf("got %v, want ErrEnded", err)
+		}
+		if err := s.served(); err != errNotServed {
+			t.Errorf("the one that stalls: got %v, want it to stay", err)
+		}
+		stalled.stall(false)
+		stalled.wantEnd()
+		for i, c := range []*pipeClient{idle, stalled} {
+			if got := c.events(); len(got) != 301 || got[299].Data != "299" {
+				t.Errorf("client %d: got %d events, want 300 and the end", i, len(got))
+			}
+		}
+		if err := s.served(); !errors.Is(err, ErrEnded) {
+			t.Errorf("got %v, want ErrEnded", err)
+		}
+		b.Publish(Event{Data: "1"}, "other")
+		other.want("1")
+		if got := b.Stats().Clients; got != 1 {
+			t.Errorf("got %d clients, want 1", got)
+		}
+	})
+	t.Run("Subscribe", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b := &Broker{}
+			loop := followBroker(t, b, "", "job")
+			loop.stall(true)
+			b.Publish(Event{Data: "1"}, "job")
+			b.Publish(Event{Data: "2"}, "job")
+			if err := b.End("job"); err != nil {
+				t.Fatal(err)
+			}
+			loop.stall(false)
+			loop.want("1 2")
+			if err := loop.ended(); !errors.Is(err, ErrEnded) {
+				t.Errorf("got %v, want ErrEnded", err)
+			}
+		})
+	})
+}
+
+// A client goes on with those of its topics that have not ended.
+func TestEndOfOneTopicOfSeveral(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{}
+		s := serve(t, b)
+		c := s.get("/?topic=job&topic=news", "")
+		loop := followBroker(t, b, "", "job", "news")
+		c.want("")
+		b.End("job")
+		b.Publish(Event{Data: "1"}, "news")
+		c.want("1")
+		loop.want("1")
+		if c.ended() != nil || loop.ended() != nil {
+			t.Fatalf("got %v and %v, want the streams open", c.ended(), loop.ended())
+		}
+		back := s.get("/?topic=job&topic=news", "Last-Event-ID: "+c.lastID()+"\r\n")
+		back.want("")
+		b.Publish(Event{Data: "2"}, "news")
+		b.End("news")
+		c.want("2 ")
+		c.wantEnd()
+		back.want("2 ")
+		back.wantEnd()
+		loop.want("2")
+		if err := loop.ended(); !errors.Is(err, ErrEnded) {
+			t.Errorf("got %v, want ErrEnded", err)
+		}
+	})
+}
+
+// A client that comes to topics which have all ended gets what the history holds of them,
+// or what it missed, and then the end.
+func TestClientThatComesAfterTheEnd(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{}
+		s := serve(t, b)
+		for _, id := range []string{"1", "2", "3"} {
+			b.Publish(Event{ID: id, Data: id}, "job")
+			b.Publish(Event{ID: "other " + id, Data: "x"}, "other")
+		}
+		b.End("job")
+		b.Publish(Event{ID: "last", Data: "x"}, "other")
+		for id, want := range map[string]string{"": "1 2 3 ", "1": "2 3 ", "3": "", "other 3": "", "last": "", "nobody": "gap:nobody 1 2 3 "} {
+			header := ""
+			if id != "" {
+				header = "Last-Event-ID: " + id + "\r\n"
+			}
+			c := s.get("/?topic=job", header)
+			c.want(want)
+			c.wantEnd()
+			if err := s.served(); !errors.Is(err, ErrEnded) {
+				t.Errorf("with %q: got %v, want ErrEnded", id, err)
+			}
+			loop := followBroker(t, b, id, "job")
+			loop.want(strings.TrimSuffix(want, " "))
+			if err := loop.ended(); !errors.Is(err, ErrEnded) {
+				t.Errorf("loop with %q: got %v, want ErrEnded", id, err)
+			}
+		}
+		// With an open topic beside, it begins with the next event as ever.
+		c := s.get("/?topic=job&topic=open", "")
+		c.want("")
+		b.Publish(Event{Data: "4"}, "open")
+		c.want("4")
+	})
+}
+
+// CatchUp is asked first, and may itself know that the stream is over.
+func TestEndComesAfterCatchUp(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{}
+		asked := yieldAll(b, Event{ID: "old", Data: "caught up"})
+		s := serve(t, b)
+		b.Publish(Event{Data: "1"}, "job")
+		b.End("job")
+		for _, header := range []string{"", "Last-Event-ID: nobody\r\n"} {
+			c := s.get("/?topic=job", header)
+			c.wantEnd()
+			if got := c.events(); len(got) < 2 || got[0].Data != "caught up" {
+				t.Errorf("got %v, want what CatchUp yields first", got)
+			}
+			if err := s.served(); !errors.Is(err, ErrEnded) {
+				t.Errorf("got %v, want ErrEnded", err)
+			}
+		}
+		if len(*asked) != 2 {
+			t.Errorf("CatchUp was asked for %q, want it asked twice", *asked)
+		}
+	})
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		log := &brokerLog{}
+		b := &Broker{Logger: slog.New(log)}
+		b.CatchUp = func(context.Context, Missed) iter.Seq2[Event, error] {
+			return func(yield func(Event, error) bool) {
+				_ = yield(Event{ID: "1", Data: "all of it"}, nil) && yield(Event{}, ErrEnded)
+			}
+		}
+		s := serve(t, b)
+		c := s.get("/?topic=done", "")
+		c.want("all of it ")
+		c.wantEnd()
+		if err := s.served(); !errors.Is(err, ErrEnded) {
+			t.Errorf("got %v, want ErrEnded", err)
+		}
+		loop := followBroker(t, b, "nobody", "done")
+		loop.want("all of it")
+		if err := loop.ended(); !errors.Is(err, ErrEnded) {
+			t.Errorf("got %v, want ErrEnded", err)
+		}
+		if got := log.count(slog.LevelWarn); got != 0 {
+			t.Errorf("got %d warnings, want none", got)
+		}
+		if _, err := b.Publish(Event{Data: "x"}, "done"); err != nil { // to the Broker the topic is as any other
+			t.Errorf("Publish: %v", err)
+		}
+	})
+}
+
+// A client that brings the end's ID is told once more that it need not come back,
+// whatever else there is to say about the Broker.
+func TestClientThatBringsTheEnd(t *testing.T) {
+	closed := &Broker{}
+	closed.Shutdown(t.Context())
+	full := &Broker{MaxClients: 1}
+	failing := &Broker{CatchUp: func(context.Context, Missed) iter.Seq2[Event, error] { panic("asked") }}
+	ended := &Broker{}
+	ended.End()
+	go full.Serve(&wireTape{deaf: true}, httptest.NewRequestWithContext(t.Context(), "GET", "/", nil))
+	eventually(t, "one client", func() bool { return full.Stats().Clients == 1 })
+	for name, b := range map[string]*Broker{"new": {}, "closed": closed, "full": full, "with CatchUp": failing, "ended": ended} {
+		for _, method := range []string{"GET", "HEAD"} {
+			for _, target := range []string{"/", "/?lastEventId=sse-end"} {
+				for way, serve := range map[string]func(http.ResponseWriter, *http.Request) error{
+					"Serve": func(w http.ResponseWriter, r *http.Request) error { return b.Serve(w, r, "some", "topics") },
+					"Detach": func(w http.ResponseWriter, r *http.Request) (err error) {
+						b.Detach(w, r, func(reason error) { err = reason }, "some", "topics")
+						return err
+					},
+					"ServeHTTP": func(w http.ResponseWriter, r *http.Request) error { b.ServeHTTP(w, r); return ErrEnded },
+				} {
+					ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond) // should it become a stream
+					r := httptest.NewRequestWithContext(ctx, method, target, nil)
+					if target == "/" {
+						r.Header.Set("Last-Event-ID", "sse-end")
+					}
+					w := httptest.NewRecorder()
+					if err := serve(w, r); !errors.Is(err, ErrEnded) {
+						t.Errorf("%s, %s %s by %s: got %v, want ErrEnded", name, method, target, way, err)
+					}
+					if w.Code != http.StatusNoContent || w.Header().Get("Cache-Control") != "no-store" || w.Body.Len() > 0 {
+						t.Errorf("%s, %s %s by %s: got status %d, Cache-Control %q, body %q, want 204, no-store and none",
+							name, method, target, way, w.Code, w.Header().Get("Cache-Control"), w.Body)
+					}
+					cancel()
+				}
+			}
+		}
+		for _, err := range b.Subscribe(t.Context(), "sse-end", "some", "topics") {
+			if !errors.Is(err, ErrEnded) {
+				t.Errorf("%s, Subscribe: got %v, want ErrEnded", name, err)
+			}
+			break
+		}
+	}
+}
+
+// Nothing more is published to a topic that has ended, nor to others together with it.
+func TestPublishToATopicThatHasEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		open := followBroker(t, b, "", "open")
+		b.Publish(Event{ID: "1", Data: "1"}, "job")
+		before := b.LastEventID()
+		for range 2 { // the second one does nothing
+			if err := b.End("job"); err != nil {
+				t.Errorf("End: %v", err)
+			}
+		}
+		if got := b.LastEventID(); got != before {
+			t.Errorf("LastEventID after End: got %q, want %q", got, before)
+		}
+		for _, topics := range [][]string{{"job"}, {"job", "open"}, {"open", "job"}} {
+			if id, err := b.Publish(Event{ID: "2", Data: "2"}, topics...); !errors.Is(err, ErrEnded) || id != "" {
+				t.Errorf("Publish to %q: got %q, %v, want ErrEnded", topics, id, err)
+			}
+		}
+		if got := b.Stats().Published; got != 1 {
+			t.Errorf("published: got %d, want 1", got)
+		}
+		if _, err := b.Publish(Event{ID: "2", Data: "2"}, "open"); err != nil {
+			t.Error(err)
+		}
+		open.want("2")
+		if err := b.End(); err != nil { // the default topic
+			t.Error(err)
+		}
+		if _, err := b.Publish(Event{Data: "3"}); !errors.Is(err, ErrEnded) {
+			t.Errorf("Publish to the default topic: got %v, want ErrEnded", err)
+		}
+		b.Shutdown(t.Context())
+		if err := b.End("open"); !errors.Is(err, ErrClosed) {
+			t.Errorf("End after Shutdown: got %v, want ErrClosed", err)
+		}
+	})
+}
+
+// An end has a place and no ID: a client that had all before it is told the end, and nothing
+// else, and IDs that are assigned go on.
+func TestEndHasNoID(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		b.Publish(Event{Data: "1"}, "job")
+		had := b.LastEventID()
+		b.End("job")
+		loop := followBroker(t, b, had, "job")
+		loop.want("")
+		if err := loop.ended(); !errors.Is(err, ErrEnded) {
+			t.Errorf("got %v, want ErrEnded", err)
+		}
+		other := followBroker(t, b, had, "job", "open")
+		b.Publish(Event{Data: "2"}, "open")
+		b.Publish(Event{Data: "3"}, "open")
+		other.want("2 3")
+		followBroker(t, b, had, "job", "open").want("2 3")
+		if got := b.Stats().Gaps; got != 0 {
+			t.Errorf("got %d gaps, want none", got)
+		}
+	})
+}
+
+// A topic has ended as long as the history knows, or somebody from before is there.
+func TestNameOfAnEndedTopicBecomesFree(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{History: 1}
+		fill := func() {
+			for range 1000 {
+				b.Publish(Event{Data: "x"}, "other")
+			}
+			synctest.Wait()
+		}
+		loop := followBroker(t, b, "", "job", "open")
+		b.Publish(Event{Data: "1"}, "job")
+		b.End("job")
+		if _, err := b.Publish(Event{Data: "2"}, "job"); !errors.Is(err, ErrEnded) {
+			t.Errorf("while the history holds the end: got %v, want ErrEnded", err)
+		}
+		synctest.Wait()
+		fill()
+		if _, err := b.Publish(Event{Data: "2"}, "job"); !errors.Is(err, ErrEnded) {
+			t.Errorf("while a subscriber is there: got %v, want ErrEnded", err)
+		}
+		loop.close()
+		synctest.Wait()
+		fill()
+		if _, err := b.Publish(Event{Data: "3"}, "job"); err != nil {
+			t.Errorf("later: got %v, want a new topic", err)
+		}
+		loop.want("1")
+		fill()
+		if got := b.Stats().Topics; got != 1 {
+			t.Errorf("topics: got %d, want 1", got)
+		}
+	})
+}
+
+// The ring may overtake an end before a slow client has passed it.
+func TestEndThatLeavesTheHistoryIsToldAllTheSame(t *testing.T) {
+	for _, missed := range []int{0, 1, 300} { // events of the client's topic
+		t.Run(fmt.Sprint(missed), func(t *testing.T) {
+			serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+				b := &Broker{History: 1}
+				s := serve(t, b)
+				c := s.get("/?topic=job", "")
+				c.want("")
+				c.stall(true)
+				b.Publish(Event{ID: "first", Data: "first"}, "job")
+				synctest.Wait()
+				for range missed {
+					b.Publish(Event{Data: "x"}, "job")
+				}
+				b.End("job")
+				for range 1000 {
+					b.Publish(Event{Data: "x"}, "other")
+				}
+				c.stall(false)
+				c.wantEnd()
+				got := c.events()
+				if len(got) == 0 || got[0].Data != "first" {
+					t.Errorf("got %v, want the event that was being written first", got)
+				}
+				if len(got) != 2 && !slices.ContainsFunc(got, func(e pipeBlock) bool { return e.Type == "gap" && e.Data == "first" }) {
+					t.Errorf("got %d events, want the first and the end, or a gap between", len(got))
+				}
+				if missed > 0 && len(got) < 3 {
+					t.Errorf("got %d events, want a gap", len(got))
+				}
+				if err := s.served(); !errors.Is(err, ErrEnded) {
+					t.Errorf("got %v, want ErrEnded", err)
+				}
+			})
+		})
+	}
+}
+
+// The IDs that mean something of their own are no event's.
+func TestReservedIDsAreRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, id := range []string{"sse-end", Earliest} {
+			b := &Broker{}
+			ev := Event{ID: id, Data: "x"}
+			if _, err := b.Publish(ev); err == nil {
+				t.Errorf("Publish with ID %q: got no error", id)
+			}
+			if err := b.Reset(id); err == nil {
+				t.Errorf("Reset to %q: got no error", id)
+			}
+			if _, err := ev.AppendText(nil); err == nil {
+				t.Errorf("AppendText with ID %q: got no error", id)
+			}
+			yieldAll(b, ev)
+			if err := followBroker(t, b, "nobody").ended(); err == nil {
+				t.Errorf("CatchUp that yields ID %q: got no error", id)
+			}
+		}
+	})
+}
+
 // A Reset that falls together with a keep-alive does not hide the gap behind the
 // keep-alive's ID.
 func TestResetTogetherWithAKeepAlive(t *testing.T) {
@@ -5161,7 +5657,7 @@ func TestHostileLastEventIDs(t *testing.T) {
 			r := httptest.NewRequest("GET", "/", nil).WithContext(ctx)
 			r.Header.Set("Last-Event-ID", id)
 			w := httptest.NewRecorder()
-			if err := b.Serve(w, r); !errors.Is(err, ErrClientLeft) {
+			if err := b.Serve(w, r); !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("Serve with ID %.20q: got %v", id, err)
 			}
 			body := w.Body.String()
@@ -5183,7 +5679,7 @@ func TestHostileLastEventIDs(t *testing.T) {
 			defer cancel()
 			r := httptest.NewRequest("GET", "/?"+url.Values{"lastEventId": {id}}.Encode(), nil).WithContext(ctx)
 			w := httptest.NewRecorder()
-			if err := b.Serve(w, r); !errors.Is(err, ErrClientLeft) {
+			if err := b.Serve(w, r); !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("Serve with ID %.20q in the query: got %v", id, err)
 			}
 			want := "retry: 3000\nid: " + prefix + "-0\nevent: gap\ndata: \n\nid: " + strings.Repeat("x", 1024) + "\ndata: 1\n\n"
@@ -5343,8 +5839,8 @@ func TestServeEndsWithTheRequestsContext(t *testing.T) {
 		c.want("")
 		cancel(revoked)
 		synctest.Wait()
-		if err := s.served(); !errors.Is(err, ErrClientLeft) || !errors.Is(err, revoked) {
-			t.Errorf("Serve: got %v, want ErrClientLeft and the cause", err)
+		if err := s.served(); errors.Is(err, ErrClientLeft) || !errors.Is(err, revoked) {
+			t.Errorf("Serve: got %v, want the cause and not ErrClientLeft", err)
 		}
 		if c.ended() == nil || b.Stats().Clients != 0 {
 			t.Error("the stream goes on")
@@ -5807,6 +6303,193 @@ func TestNoKeepAlives(t *testing.T) {
 			t.Errorf("got %+v, want the preamble and the event alone", blocks)
 		}
 	})
+}
+
+// A stream ends after about MaxAge, at random up to a tenth earlier, and the client is told
+// when to come back.
+func TestMaxAge(t *testing.T) {
+	for _, off := range []bool{false, true} { // with neither keep-alives nor timeouts
+		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+			const age = 10 * time.Minute
+			b := &Broker{MaxAge: age, Retry: time.Second}
+			slack := 5 * time.Second
+			if off {
+				b.KeepAlive, b.WriteTimeout, slack = -1, -1, age/8
+			}
+			s := serve(t, b)
+			began := time.Now()
+			var all []*pipeClient
+			for range 100 {
+				all = append(all, s.get("/", ""))
+			}
+			loop := followBroker(t, b, "")
+			all[0].want("")
+			var ages []time.Duration
+			for len(ages) < len(all) && time.Since(began) < age+2*slack {
+				time.Sleep(time.Second)
+				for err := s.served(); err != errNotServed; err = s.served() {
+					if err == nil || errors.Is(err, ErrClientLeft) || errors.Is(err, ErrTooSlow) {
+						t.Errorf("got %v, want another reason", err)
+					}
+					ages = append(ages, time.Since(began))
+				}
+			}
+			if len(ages) < len(all) {
+				t.Fatalf("%d of %d streams have ended after %v", len(ages), len(all), time.Since(began))
+			}
+			if ages[0] < age*9/10 || ages[len(ages)-1] > age+slack {
+				t.Errorf("streams ended after %v to %v, want %v to %v", ages[0], ages[len(ages)-1], age*9/10, age)
+			}
+			if n := len(slices.Compact(slices.Clone(ages))); n < 10 && !off {
+				t.Errorf("streams ended at %d moments, want them spread", n)
+			}
+			var retries []time.Duration
+			for _, c := range all {
+				if c.ended() != io.EOF {
+					t.Errorf("got %v, want the stream ended", c.ended())
+				}
+				retries = append(retries, c.lastRetry())
+			}
+			wantSpread(t, retries, time.Second)
+			if loop.ended() != nil {
+				t.Errorf("a loop over Subscribe: got %v, want it to go on", loop.ended())
+			}
+		})
+	}
+}
+
+// A client comes back with its ID and misses nothing.
+func TestMaxAgeLosesNothing(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{MaxAge: time.Minute}
+		s := serve(t, b)
+		c := s.get("/", "")
+		c.want("")
+		var got, want []string
+		id, connections := "", 1
+		take := func() {
+			for _, e := range c.events() {
+				got = append(got, e.Data)
+			}
+			id = cmp.Or(c.lastID(), id)
+		}
+		for i := range 600 {
+			want = append(want, strconv.Itoa(i))
+			b.Publish(Event{Data: want[i]})
+			time.Sleep(time.Second)
+			if c.ended() != nil {
+				take()
+				connections++
+				c = s.get("/", "Last-Event-ID: "+id+"\r\n")
+			}
+		}
+		take()
+		if !slices.Equal(got, want) {
+			t.Errorf("got %d events, want %d, each once and in order", len(got), len(want))
+		}
+		if connections < 9 || connections > 13 {
+			t.Errorf("got %d connections in 10 minutes, want about 10", connections)
+		}
+	})
+}
+
+func TestNoMaxAge(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{}
+		c := serve(t, b).get("/", "")
+		time.Sleep(7 * 24 * time.Hour)
+		b.Publish(Event{Data: "1"})
+		c.want("1")
+	})
+}
+
+// It is not looked at within CatchUp.
+func TestMaxAgeWithinCatchUp(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{MaxAge: time.Minute, WriteTimeout: -1}
+		calls := controlCatchUp(b)
+		s := serve(t, b)
+		c := s.get("/", "Last-Event-ID: nobody\r\n")
+		call := <-calls
+		time.Sleep(2 * time.Minute)
+		select {
+		case call.events <- Event{ID: "1", Data: "1"}:
+		case <-call.ctx.Done():
+			t.Fatalf("CatchUp was canceled: %v", context.Cause(call.ctx))
+		}
+		close(call.events)
+		c.want("1")
+		time.Sleep(10 * time.Second)
+		if c.ended() == nil {
+			t.Error("the stream is open, want it ended after CatchUp")
+		}
+	})
+}
+
+// Whatever reason the server has to end a stream early, the client is told a random
+// reconnection time, so that those who leave together do not return together.
+func TestStreamsThatTheServerEndsAreSpread(t *testing.T) {
+	t.Run("CatchUp fails", func(t *testing.T) {
+		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+			b := &Broker{Retry: time.Second, Logger: slog.New(slog.DiscardHandler)}
+			down := errors.New("the database is down")
+			b.CatchUp = func(context.Context, Missed) iter.Seq2[Event, error] {
+				return func(yield func(Event, error) bool) { yield(Event{}, down) }
+			}
+			s := serve(t, b)
+			var times []time.Duration
+			for range 20 {
+				c := s.get("/", "Last-Event-ID: nobody\r\n")
+				if err := s.served(); !errors.Is(err, down) || c.ended() == nil {
+					t.Errorf("got %v, want the error of CatchUp", err)
+				}
+				times = append(times, c.lastRetry())
+			}
+			wantSpread(t, times, time.Second)
+		})
+	})
+	// Without a cause that reads as if the client had left: net/http's own end does.
+	for _, cause := range []error{context.Canceled, errors.New("revoked")} {
+		t.Run(fmt.Sprint("the request's context ends: ", cause), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := &Broker{Retry: time.Second}
+				revoked := make(chan struct{})
+				s := servePipe(t, &http.Server{}, func(w http.ResponseWriter, r *http.Request) error {
+					ctx, cancel := context.WithCancelCause(r.Context())
+					go func() {
+						select {
+						case <-revoked:
+							cancel(cause)
+						case <-ctx.Done():
+						}
+					}()
+					defer cancel(nil)
+					return b.Serve(w, r.WithContext(ctx))
+				})
+				var all []*pipeClient
+				for range 20 {
+					all = append(all, s.get("/", ""))
+				}
+				all[0].want("")
+				close(revoked)
+				var times []time.Duration
+				for _, c := range all {
+					if c.ended() == nil {
+						t.Fatal("the stream is open")
+					}
+					times = append(times, c.lastRetry())
+					err := s.served()
+					if !errors.Is(err, cause) {
+						t.Errorf("got %v, want %v", err, cause)
+					}
+					if left := errors.Is(err, ErrClientLeft); left != (cause == context.Canceled) {
+						t.Errorf("got %v: is it ErrClientLeft: got %v, want %v", err, left, !left)
+					}
+				}
+				wantSpread(t, times, time.Second)
+			})
+		})
+	}
 }
 
 // A keep-alive that falls together with events neither hides nor doubles one.
@@ -7929,6 +8612,267 @@ func TestShutdownTwiceAndOfAZeroBroker(t *testing.T) {
 	})
 }
 
+// broker.go: clients that the program sends away.
+
+// Disconnect ends the streams of all that have one of the topics, and of nobody else.
+func TestDisconnect(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{Retry: time.Second}
+		s := serve(t, b)
+		var gone []*pipeClient
+		for i := range 20 {
+			gone = append(gone, s.get([]string{"/?topic=user", "/?topic=news&topic=user"}[i%2], ""))
+		}
+		stays := s.get("/?topic=news", "")
+		loop := followBroker(t, b, "", "user")
+		loopStays := followBroker(t, b, "", "news")
+		stays.want("")
+		if n := b.Disconnect("user", "nobody's"); n != 21 {
+			t.Errorf("got %d, want 21", n)
+		}
+		b.Publish(Event{Data: "1"}, "user", "news")
+		stays.want("1")
+		loopStays.want("1")
+		loop.want("")
+		if err := loop.ended(); !errors.Is(err, ErrDisconnected) {
+			t.Errorf("Subscribe: got %v, want ErrDisconnected", err)
+		}
+		var times []time.Duration
+		for i, c := range gone {
+			if c.ended() == nil {
+				t.Fatalf("client %d: the stream is open", i)
+			}
+			c.want("")
+			if err := s.served(); !errors.Is(err, ErrDisconnected) {
+				t.Errorf("got %v, want ErrDisconnected", err)
+			}
+			times = append(times, c.lastRetry())
+		}
+		wantSpread(t, times, time.Second)
+		if err := s.served(); err != errNotServed {
+			t.Errorf("the one that stays: got %v", err)
+		}
+		if n := b.Disconnect("user"); n != 0 {
+			t.Errorf("once more: got %d, want 0", n)
+		}
+		// It is no ban: that is for the handler to see to.
+		back := s.get("/?topic=user", "")
+		back.want("")
+		b.Publish(Event{Data: "2"}, "user")
+		back.want("2")
+	})
+}
+
+func TestDisconnectOfTheDefaultTopic(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		if n := b.Disconnect(); n != 0 {
+			t.Errorf("of a zero Broker: got %d, want 0", n)
+		}
+		loop := followBroker(t, b, "")
+		other := followBroker(t, b, "", "other")
+		if n := b.Disconnect(); n != 1 {
+			t.Errorf("got %d, want 1", n)
+		}
+		if err := loop.ended(); !errors.Is(err, ErrDisconnected) {
+			t.Errorf("got %v, want ErrDisconnected", err)
+		}
+		if other.ended() != nil {
+			t.Errorf("another topic: got %v", other.ended())
+		}
+	})
+}
+
+// What a client was still owed does not reach it: at most the write under way does.
+func TestDisconnectOfAClientThatStalls(t *testing.T) {
+	for _, leaves := range []bool{false, true} {
+		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+			b := &Broker{}
+			s := serve(t, b)
+			c := s.get("/", "")
+			c.want("")
+			c.stall(true)
+			b.Publish(Event{Data: "1"})
+			synctest.Wait()
+			b.Publish(Event{Data: "2"})
+			b.Publish(Event{Data: "3"})
+			if n := b.Disconnect(); n != 1 {
+				t.Errorf("got %d, want 1", n)
+			}
+			b.Publish(Event{Data: "4"})
+			if leaves {
+				c.close()
+			} else {
+				c.stall(false)
+				c.want("1")
+			}
+			if c.ended() == nil {
+				t.Error("the stream is open")
+			}
+			// Also if the write under way fails.
+			if err := s.served(); !errors.Is(err, ErrDisconnected) {
+				t.Errorf("got %v, want ErrDisconnected", err)
+			}
+			if got := b.Stats().Clients; got != 0 {
+				t.Errorf("got %d clients, want none", got)
+			}
+		})
+	}
+	t.Run("Subscribe", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b := &Broker{}
+			loop := followBroker(t, b, "")
+			loop.stall(true)
+			b.Publish(Event{Data: "1"})
+			synctest.Wait()
+			b.Publish(Event{Data: "2"})
+			b.Disconnect()
+			loop.stall(false)
+			loop.want("1")
+			if err := loop.ended(); !errors.Is(err, ErrDisconnected) {
+				t.Errorf("got %v, want ErrDisconnected", err)
+			}
+		})
+	})
+}
+
+// A client that reads on after its WriteTimeout has been disconnected all the same, and one
+// that does not is not waited for.
+func TestDisconnectOfAClientThatDoesNotRead(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{WriteTimeout: 10 * time.Second, Logger: slog.New(slog.DiscardHandler)}
+		s := serve(t, b)
+		c := s.get("/", "")
+		c.want("")
+		c.stall(true)
+		b.Publish(Event{Data: "1"})
+		synctest.Wait()
+		b.Disconnect()
+		time.Sleep(30 * time.Second)
+		if err := s.served(); !errors.Is(err, ErrDisconnected) {
+			t.Errorf("got %v, want ErrDisconnected", err)
+		}
+	})
+}
+
+// CatchUp that runs for the client is canceled, which is no reason for a warning.
+func TestDisconnectDuringCatchUp(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		log := &brokerLog{}
+		b := &Broker{Logger: slog.New(log)}
+		stubborn := make(chan struct{})
+		var canceled error
+		b.CatchUp = func(ctx context.Context, missed Missed) iter.Seq2[Event, error] {
+			return func(yield func(Event, error) bool) {
+				if missed.LastEventID == "stubborn" {
+					<-stubborn // and yields all the same
+					yield(Event{Data: "secret"}, nil)
+					return
+				}
+				<-ctx.Done()
+				canceled = ctx.Err()
+				yield(Event{}, ctx.Err())
+			}
+		}
+		s := serve(t, b)
+		c := s.get("/", "Last-Event-ID: nobody\r\n")
+		c.want("")
+		if n := b.Disconnect(); n != 1 {
+			t.Errorf("got %d, want 1", n)
+		}
+		if c.ended() == nil || canceled == nil {
+			t.Errorf("got the stream ended with %v, CatchUp with %v, want both", c.ended(), canceled)
+		}
+		if err := s.served(); !errors.Is(err, ErrDisconnected) {
+			t.Errorf("got %v, want ErrDisconnected", err)
+		}
+		c = s.get("/", "Last-Event-ID: stubborn\r\n")
+		c.want("")
+		b.Disconnect()
+		close(stubborn)
+		c.want("")
+		if err := s.served(); !errors.Is(err, ErrDisconnected) {
+			t.Errorf("got %v, want ErrDisconnected", err)
+		}
+		if got := log.count(slog.LevelWarn); got != 0 {
+			t.Errorf("got %d warnings, want none", got)
+		}
+	})
+}
+
+func TestClients(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{}
+		s := serve(t, b)
+		want := func(counts map[string]int) {
+			t.Helper()
+			time.Sleep(s.settle)
+			synctest.Wait()
+			for topic, want := range counts {
+				if got := b.Clients(topic); got != want {
+					t.Errorf("clients of %q: got %d, want %d", topic, got, want)
+				}
+			}
+		}
+		want(map[string]int{"": 0, "a": 0})
+		s.get("/", "")
+		a := s.get("/?topic=a", "")
+		both := s.get("/?topic=a&topic=b&topic=a", "")
+		s.do("HEAD", "/?topic=a", "")
+		followBroker(t, b, "", "a", "c") // does not count
+		want(map[string]int{"": 1, "a": 2, "b": 1, "c": 0, "nobody's": 0})
+		both.close()
+		b.Publish(Event{Data: "1"}, "b")
+		want(map[string]int{"": 1, "a": 1, "b": 0})
+		b.Publish(Event{Data: "2"}, "a")
+		a.want("2")
+		want(map[string]int{"a": 1})
+		b.Shutdown(t.Context())
+		want(map[string]int{"": 0, "a": 0})
+	})
+}
+
+// BenchmarkPublishBesideDisconnect publishes to a topic of nobody, while 100,000 of another
+// are disconnected.
+func BenchmarkPublishBesideDisconnect(b *testing.B) {
+	const n = 100_000
+	var worst, all time.Duration
+	for b.Loop() {
+		b.StopTimer()
+		broker := &Broker{}
+		var running sync.WaitGroup
+		for range n {
+			running.Go(func() {
+				for range broker.Subscribe(context.Background(), "", "many") {
+				}
+			})
+		}
+		for broker.Stats().Subscribers < n {
+			time.Sleep(time.Millisecond)
+		}
+		b.StartTimer()
+		began, gone := time.Now(), make(chan struct{})
+		go func() {
+			broker.Disconnect("many")
+			running.Wait()
+			close(gone)
+		}()
+		for waiting := true; waiting; {
+			before := time.Now()
+			broker.Publish(Event{Data: "x"})
+			worst = max(worst, time.Since(before))
+			select {
+			case <-gone:
+				waiting = false
+			case <-time.After(100 * time.Microsecond):
+			}
+		}
+		all += time.Since(began)
+	}
+	b.ReportMetric(float64(worst.Microseconds())/1000, "worst-publish-ms")
+	b.ReportMetric(float64(all.Microseconds())/1000/float64(b.N), "until-all-gone-ms")
+}
+
 func TestShutdownAmongPublishersAndClients(t *testing.T) {
 	for range 20 {
 		b := &Broker{Logger: slog.New(slog.DiscardHandler)}
@@ -8572,6 +9516,7 @@ type modelClient struct {
 
 	// Of the present connection:
 	came       string // the ID it came with
+	since      time.Time
 	lo, hi     modelMoment
 	joined     bool // these, and what follows from them, are known
 	newcomer   bool // it begins with what is published from then on
@@ -8585,7 +9530,9 @@ type modelClient struct {
 	drained    bool // it had all there is at the last settle
 	parked     bool // it has been stalled since it was drained: it falls behind at an event of its topics
 	floor      int  // where the ring began when a gap may have been decided on at the earliest
-	leaves     bool // closeAfter was called
+	leaves     bool // closeAfter was called, or Disconnect
+	sentAway   bool // by Disconnect
+	limit      int  // sentAway: it gets no event from this place on
 }
 
 // A modelMoment is when a client connected: the earliest or the latest moment
@@ -8626,6 +9573,7 @@ func runModel(t *testing.T, transport modelTransport, schedule []byte) {
 		Retry:        []time.Duration{0, -1, time.Millisecond}[m.next()%3],
 		KeepAlive:    []time.Duration{0, -1, time.Second, 50 * time.Millisecond}[m.next()%4],
 	}
+	m.config.MaxAge = []time.Duration{0, 0, 0, 0, 10 * time.Second, 2 * time.Minute}[m.next()%6]
 	m.catchUp = []string{"", "", "", "log", "log up to", "log of those who were here", "snapshot"}[m.next()%7]
 	m.delay = []time.Duration{0, 0, 10 * time.Millisecond, 30 * time.Millisecond}[m.next()%4]
 	m.explicit = []int{0, 2, 4}[m.next()%3]
@@ -8668,7 +9616,7 @@ func runModel(t *testing.T, transport modelTransport, schedule []byte) {
 	m.publish(7, 0)
 	m.settle()
 	for _, c := range m.clients {
-		if c.conn == nil && !t.Failed() {
+		if c.conn == nil && !t.Failed() && m.config.MaxAge == 0 {
 			m.errorf("%s: the stream ended", c.name)
 		}
 	}
@@ -8743,9 +9691,11 @@ func (m *model) step() {
 			// A page that was rendered now, or a client with an odd ID.
 			c.id = []string{m.broker.LastEventID(), "nobody", m.prefix + "zzz", m.prefix + "01", "é"}[n%5]
 		case n < 90 && c.conn == nil:
-			c.id = ""
+			c.id = []string{"", Earliest}[n%2]
 		case n < 150:
 			m.reset(n)
+		case n < 180:
+			m.disconnect(uint8(n%7 + 1))
 		default: // in the midst of an event, or about there
 			if c.conn != nil && !c.stalled {
 				m.publish(c.topics, n)
@@ -8789,6 +9739,37 @@ func (m *model) step() {
 	}
 }
 
+// disconnect sends away all that have one of the topics.
+func (m *model) disconnect(topics uint8) {
+	least, most := 0, 0
+	for _, c := range m.clients {
+		if c.conn == nil || c.topics&topics == 0 {
+			continue
+		}
+		most++
+		if c.hi.head >= 0 && !c.leaves { // else it may have yet to join, or have left
+			c.sentAway = true
+			if !m.dirty && !c.stalled { // nor has the server ended its stream since the last look
+				least++
+			}
+		}
+		c.leaves = true
+	}
+	m.mu.Lock()
+	n := m.broker.Disconnect(modelNames(topics)...)
+	limit := len(m.log)
+	m.mu.Unlock()
+	// Of a detached client that has closed its connection the Broker may not know.
+	if n < least || n > most && m.crowd == 0 && m.transport.name != "detach" {
+		m.errorf("Disconnect: got %d, want %d to %d", n, least, most)
+	}
+	for _, c := range m.clients {
+		if c.sentAway && c.topics&topics != 0 {
+			c.limit = limit
+		}
+	}
+}
+
 // reading makes sure that the client is connected and reads.
 func (m *model) reading(c *modelClient) {
 	if c.conn == nil {
@@ -8808,7 +9789,7 @@ func (m *model) read(c *modelClient) {
 func (m *model) start() {
 	b := &Broker{
 		History: m.config.History, HistoryAge: m.config.HistoryAge, HistoryBytes: m.config.HistoryBytes,
-		Retry: m.config.Retry, KeepAlive: m.config.KeepAlive, Logger: slog.New(slog.DiscardHandler),
+		Retry: m.config.Retry, KeepAlive: m.config.KeepAlive, MaxAge: m.config.MaxAge, Logger: slog.New(slog.DiscardHandler),
 	}
 	switch m.catchUp {
 	case "":
@@ -8857,6 +9838,7 @@ func (m *model) stop(patience time.Duration) {
 			m.errorf("%s: the stream is open after Shutdown", c.name)
 			c.conn.close()
 		}
+		owed = owed && m.config.MaxAge == 0
 		if i := m.owed(c.pos, len(m.log), c.topics); owed && i >= 0 && m.catchUp == "" {
 			m.errorf("%s: Shutdown ended its stream at place %d before it had event %q", c.name, c.pos, m.log[i].Data)
 		}
@@ -9057,7 +10039,10 @@ func (m *model) moment(id string) modelMoment {
 	for now.first < len(m.log) && m.expired(m.log[now.first]) {
 		now.first++
 	}
-	now.place, now.known = m.place(id)
+	if now.place, now.known = m.place(id); id == Earliest {
+		now.place, now.known = now.first, m.config.History >= 0
+		return now
+	}
 	own := strings.HasPrefix(id, m.prefix)
 	if m.config.History < 0 || now.place < m.base || !own && now.place < max(m.forgot, m.base+1) {
 		now.known = false
@@ -9077,10 +10062,11 @@ func (m *model) owed(lo, hi int, topics uint8) int {
 }
 
 func (m *model) connect(c *modelClient, stalled bool) {
-	c.came = c.id
+	c.came, c.since = c.id, time.Now()
 	c.lo = m.moment(c.id)
 	c.fresh, c.begun, c.stalled, c.wasStalled = true, false, stalled, stalled
 	c.drained, c.parked, c.leaves, c.wasReset = false, false, false, false
+	c.sentAway = false
 	c.hi, c.joined = modelMoment{head: -1}, false
 	c.conn = m.transport.connect(m, c)
 	c.conn.stall(stalled)
@@ -9121,7 +10107,8 @@ func (m *model) check(c *modelClient) {
 		c.lost = (!c.lo.known || c.lo.place < c.lo.first) && (!c.hi.known || c.hi.place < c.hi.first)
 		c.posLo, c.pos = c.lo.place, c.lo.place
 		c.floor = c.lo.first
-		c.newcomer = c.came == "" && (m.catchUp == "" || m.catchUp == "log of those who were here")
+		c.newcomer = c.came == "" && (m.catchUp == "" || m.catchUp == "log of those who were here") ||
+			c.came == Earliest && m.config.History < 0
 		switch {
 		case c.newcomer:
 			c.lost = false
@@ -9131,6 +10118,9 @@ func (m *model) check(c *modelClient) {
 		case c.lost && m.config.History < 0:
 			c.lost = false
 			c.posLo, c.pos = c.lo.head, c.hi.head
+		}
+		if c.came == Earliest && !c.newcomer {
+			c.pos = max(c.lo.place, c.hi.place)
 		}
 		if place, ok := m.place(c.came); ok { // a Reset may have given the ID another place meanwhile
 			c.posLo, c.pos = min(c.posLo, place), max(c.pos, place)
@@ -9152,7 +10142,9 @@ func (m *model) check(c *modelClient) {
 		}
 	}
 	if ended != nil {
-		if !c.leaves && !c.wasStalled && !m.failed && !m.closed {
+		age := time.Since(c.since)
+		old := m.config.MaxAge > 0 && m.transport.blocks && age >= m.config.MaxAge*9/10
+		if !c.leaves && !c.wasStalled && !m.failed && !m.closed && !old {
 			m.errorf("%s: the stream ended", c.name)
 		}
 		c.conn.close()
@@ -9160,6 +10152,15 @@ func (m *model) check(c *modelClient) {
 		return
 	}
 	c.drained = false
+	if limit := m.config.MaxAge + 5*time.Second; limit > 5*time.Second && m.transport.blocks && !c.stalled && !c.wasStalled && !c.leaves {
+		// It was looked at when time last passed.
+		if age := time.Since(c.since); age > limit {
+			m.errorf("%s: the stream is open after %v, want it ended after %v", c.name, age, m.config.MaxAge)
+		}
+	}
+	if c.sentAway && !c.stalled && !c.wasStalled {
+		m.errorf("%s: the stream is open after Disconnect", c.name)
+	}
 	if !c.stalled && !c.leaves {
 		c.drained = true
 		if i := m.owed(c.pos, len(m.log), c.topics); i >= 0 {
@@ -9207,6 +10208,8 @@ func (m *model) checkBlock(c *modelClient, block pipeBlock) {
 		m.errorf("%s got event %q of topics %03b", c.name, e.Data, e.topics)
 	case block.ID != e.ID:
 		m.errorf("%s got event %q with ID %q, want %q", c.name, e.Data, block.ID, e.ID)
+	case c.sentAway && i >= c.limit:
+		m.errorf("%s got event %q at place %d, which was published after Disconnect at %d", c.name, e.Data, i, c.limit)
 	case c.lost && c.fresh:
 		m.errorf("%s came with %q and got event %q without being told of a gap", c.name, c.came, e.Data)
 	case i < c.posLo:
@@ -9228,7 +10231,7 @@ func (m *model) checkGap(c *modelClient, block pipeBlock) {
 	case m.catchUp != "":
 		m.errorf("%s was told of a gap, in spite of CatchUp", c.name)
 		return
-	case block.Data != c.id && (m.transport.blocks || c.id != "") && !(c.query && c.id == c.came && block.Data == ""):
+	case block.Data != c.id && c.id != Earliest && (m.transport.blocks || c.id != "") && !(c.query && c.id == c.came && block.Data == ""):
 		m.errorf("%s was told of a gap after %q, want %q", c.name, block.Data, c.id)
 	case m.config.History < 0: // the gap's end is not told
 		if c.posLo >= m.forgot {
@@ -9238,7 +10241,7 @@ func (m *model) checkGap(c *modelClient, block pipeBlock) {
 		return
 	case !known:
 		m.errorf("%s was told of a gap, with the strange ID %q", c.name, block.ID)
-	case fresh && c.came != "" && (!c.hi.known || c.hi.place < c.hi.first) && place <= c.hi.first:
+	case fresh && c.came != "" && c.came != Earliest && (!c.hi.known || c.hi.place < c.hi.first) && place <= c.hi.first:
 		if place < c.lo.first {
 			m.errorf("%s came with %q and was told of a gap that ends at %d, before the history, which begins at %d", c.name, c.came, place, c.lo.first)
 		}
@@ -9269,7 +10272,7 @@ func (m *model) checkMark(c *modelClient, block pipeBlock) {
 	if !block.HasID {
 		return
 	}
-	if preamble && c.came != "" { // its own ID again
+	if preamble && c.came != "" && c.came != Earliest { // its own ID again
 		if block.ID != c.came {
 			m.errorf("%s was told the ID %q at first, want its own, %q", c.name, block.ID, c.came)
 		}
@@ -9291,6 +10294,9 @@ func (m *model) catchUpLog(ctx context.Context, missed Missed) iter.Seq2[Event, 
 			return
 		}
 		m.mu.Lock()
+		if missed.LastEventID == Earliest {
+			m.errorf("CatchUp was asked for Earliest")
+		}
 		i, _ := m.place(missed.LastEventID)
 		upTo, _ := m.place(missed.UpTo)
 		fail := m.fail
@@ -11119,6 +12125,38 @@ func (c *pipeClient) lastID() string {
 		}
 	}
 	return ""
+}
+
+// lastRetry returns the reconnection time that the client was told last.
+func (c *pipeClient) lastRetry() time.Duration {
+	c.t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	last := ""
+	for _, block := range c.blocks {
+		last = cmp.Or(block.Retry, last)
+	}
+	// A lone reconnection time needs no blank line behind it.
+	last = cmp.Or(parsePipeBlock(string(c.rest)).Retry, last)
+	return pipeBlock{Retry: last}.retry(c.t)
+}
+
+// wantEnd checks that the client's stream closes with the event end and nothing after.
+func (c *pipeClient) wantEnd() {
+	c.t.Helper()
+	if c.ended() == nil {
+		c.t.Error("the stream is open, want it ended")
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.blocks) == 0 {
+		c.t.Error("got no block, want the event end")
+		return
+	}
+	last := c.blocks[len(c.blocks)-1]
+	if want := (Event{ID: "sse-end", Type: "end"}); last.Event() != want || !last.HasData || len(c.rest) > 0 {
+		c.t.Errorf("the last block: got %q and then %q, want the event end", last.Raw, c.rest)
+	}
 }
 
 // ended returns why the stream ended, or nil.

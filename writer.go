@@ -239,13 +239,17 @@ func hasBody(r *http.Request) bool {
 // reports whether r's is one. An EventSource gives up for good on status 204. It
 // must not be stored: it would answer newcomers too.
 func answerEnded(w http.ResponseWriter, r *http.Request) bool {
-	isGet := r.Method == http.MethodGet || r.Method == http.MethodHead
-	if !isGet || LastEventID(r) != endID {
+	if !hasEndID(r) {
 		return false
 	}
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(http.StatusNoContent)
 	return true
+}
+
+// hasEndID reports whether r's client comes back after the end of its stream.
+func hasEndID(r *http.Request) bool {
+	return (r.Method == http.MethodGet || r.Method == http.MethodHead) && LastEventID(r) == endID
 }
 
 // addHeaders sets the headers of an event stream that the program did not set
@@ -347,7 +351,7 @@ func (w *Writer) close(reason error, sayEnd bool) error {
 		if !sayEnd {
 			return reason
 		}
-		if err = w.write([]byte(endFrame)); err == nil {
+		if err = w.write(appendFrames(nil, []*frame{endFrame})); err == nil {
 			return reason
 		}
 		reason = err
@@ -523,9 +527,13 @@ func (w *Writer) fail(err error) error {
 	return w.err
 }
 
-// leftError is the error for a stream whose context has ended.
+// leftError is the error for a stream whose context has ended: because the client
+// left, unless the program gave another cause.
 func leftError(ctx context.Context) error {
-	return fmt.Errorf("%w: %w", ErrClientLeft, context.Cause(ctx))
+	if cause := context.Cause(ctx); cause != context.Canceled {
+		return fmt.Errorf("sse: stream ended: %w", cause)
+	}
+	return fmt.Errorf("%w: %w", ErrClientLeft, context.Canceled)
 }
 
 // ----- Connections taken over -----
