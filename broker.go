@@ -226,6 +226,45 @@ func give(signal chan struct{}) {
 // of [Event.AppendText] if ev cannot be sent. If Publish returns an error, no client
 // receives the event.
 func (b *Broker) Publish(ev Event, topics ...string) (id string, err error) {
+	return b.publish(ev, topics, nil)
+}
+
+// Set is Publish, and makes ev the value of the key in each of the topics, in place
+// of the one before. It is for a state of which only the newest value of each key
+// matters, such as prices, presence or progress:
+//
+//	broker.Set("ACME", sse.Event{Type: "price", Data: price}, "prices")
+//
+// The newest value of each key is kept beyond the history, until it is replaced or
+// removed. A client without a last event ID first receives the newest value of every
+// key of its topics, in the order they were published, and then what is published
+// from then on. A client that is behind is not sent values that were replaced
+// meanwhile: it receives the newest of each key once, and all other events as ever. A
+// client whose last event is not in the history receives the event "gap", the newest
+// value of every key, and then the rest of the history. CatchUp, if set, is called
+// instead of that, and for a client without an ID.
+//
+// Set and Publish may be mixed in a topic. An event in several topics is replaced in
+// each of them separately.
+//
+// HistoryBytes and HistoryAge do not evict the kept events, of which there is one for
+// each key and topic; Stats has their number. If users choose the keys, limit them.
+// Reset forgets all keys, and a topic that has ended forgets its keys when its end
+// leaves the history.
+func (b *Broker) Set(key string, ev Event, topics ...string) (id string, err error) {
+	key = strings.Clone(key) // may be part of a long text
+	return b.publish(ev, topics, func(t *topic, f *frame) { b.setKeyLocked(t, key, f) })
+}
+
+// Remove is Publish, and forgets the key in each of the topics. Clients that are here
+// or come back receive ev, which says that the key is gone; a client without a last
+// event ID receives neither ev nor the old value.
+func (b *Broker) Remove(key string, ev Event, topics ...string) (id string, err error) {
+	return b.publish(ev, topics, func(t *topic, _ *frame) { b.forgetKeyLocked(t, key) })
+}
+
+// publish is Publish, and calls each for the topics with the new frame.
+func (b *Broker) publish(ev Event, topics []string, each func(*topic, *frame)) (id string, err error) {
 	if err := ev.check(); err != nil {
 		return "", err
 	}
@@ -246,7 +285,7 @@ func (b *Broker) Publish(ev Event, topics ...string) (id string, err error) {
 	if f.id != "" && ev.isRetry() {
 		f.body += "\n" // or no client would remember the ID
 	}
-	b.appendLocked(f, topics)
+	b.appendLocked(f, topics, each)
 	b.stats.Published++
 	return f.id, nil
 }
@@ -288,7 +327,7 @@ func (b *Broker) End(topics ...string) error {
 	}
 	f := &frame{mark: true}
 	b.log.number(f)
-	b.appendLocked(f, open)
+	b.appendLocked(f, open, nil)
 	for _, t := range f.topics {
 		t.ended, t.before = f.seq, len(t.members)
 	}
@@ -337,6 +376,9 @@ func (b *Broker) Reset(lastEventID string) error {
 	for b.log.len() > 0 {
 		b.evictLocked()
 	}
+	for _, t := range b.topics {
+		b.forgetKeysLocked(t)
+	}
 	b.log.reset(strings.Clone(lastEventID))
 	b.announced = b.log.tail
 	b.walkLocked(&b.subs, func(s *subscriber) bool {
@@ -355,18 +397,20 @@ func (b *Broker) Reset(lastEventID string) error {
 // look like a gap.
 const minQueue = 256
 
-// A place is where a frame stands in the log. Its seq, topics and time do not
-// change after the frame was appended. The rest is guarded by the Broker's mu.
+// A place is where a frame stands in the log. It is guarded by the Broker's mu.
 type place struct {
 	seq     uint64   // 0 if the frame was never in a log
 	isEnd   bool     // the frame says that its topics have ended, and is not sent
-	topics  []*topic // sorted by name
+	keyed   bool     // it is the value of key
+	key     string   // if keyed
+	topics  []*topic // sorted by name; without those in which it was replaced
+	size    int      // what it counts against HistoryBytes
 	at      time.Time
 	holders int // clients that are being sent the frame
 }
 
-// size is what a frame counts against HistoryBytes.
-func (f *frame) size() int {
+// measure returns what a frame counts against HistoryBytes.
+func (f *frame) measure() int {
 	n := len(f.id) + len(f.body)
 	for _, t := range f.topics {
 		n += len(t.name)
@@ -453,7 +497,8 @@ func (l *eventLog) append(f *frame) {
 	}
 	l.head = f.seq
 	l.slots[f.seq&uint64(len(l.slots)-1)] = f
-	l.size += f.size()
+	f.size = f.measure()
+	l.size += f.size
 }
 
 // overfull reports whether the oldest frame need not be kept any longer.
@@ -477,7 +522,7 @@ func (l *eventLog) evict() *frame {
 		delete(l.ids, f.id)
 	}
 	l.tail++
-	l.size -= f.size()
+	l.size -= f.size
 	l.before = f.id
 	return f
 }
@@ -547,12 +592,17 @@ func (l *eventLog) replayFrom(now time.Time) uint64 {
 	}))
 }
 
-// appendLocked appends f, which was identified, tells its topics of it, and wakes
-// their waiting subscribers or has announce do so.
-func (b *Broker) appendLocked(f *frame, names []string) {
+// appendLocked appends f, which was identified, calls each for its topics, and wakes
+// their waiting subscribers, or starts announce to do so.
+func (b *Broker) appendLocked(f *frame, names []string, each func(*topic, *frame)) {
 	f.topics = b.holdTopicsLocked(names)
 	f.at = time.Now()
 	b.log.append(f)
+	if each != nil {
+		for _, t := range f.topics {
+			each(t, f)
+		}
+	}
 	audience := 0
 	for _, t := range f.topics {
 		t.newest = f.seq
@@ -582,11 +632,16 @@ func (b *Broker) evictLocked() {
 	}
 	f := b.log.evict()
 	for _, t := range f.topics {
-		t.evicted = f.seq
-		t.forgetEnd(b.log.tail)
+		switch {
+		case f.isEnd:
+			b.forgetKeysLocked(t)
+			t.forgetEnd(b.log.tail)
+		case !f.keyed: // else it is in t.values
+			t.evicted = f.seq
+		}
 	}
 	if f.holders > 0 && f.isLarge() {
-		b.pinned += f.size()
+		b.pinned += f.size
 		b.pinnedN++
 	}
 	b.releaseTopicsLocked(f.topics)
@@ -613,14 +668,74 @@ const (
 type topic struct {
 	name           string
 	self           []*topic // the topic alone, for frames that have no other
-	refs           int      // subscribers and frames
+	refs           int      // subscribers, frames in the log, and keys
 	members        members
 	newest         uint64 // number of the newest frame
-	evicted        uint64 // number of the newest frame that has left the log
+	evicted        uint64 // number of the newest frame that has left the log and is not kept
 	unaware, aware int
 	clients        int    // members that are clients
 	ended          uint64 // number of the frame that says so; 0: it has not ended
 	before         int    // ended: members from before that
+
+	// The newest value of each key, in the log or not, and the same in order with
+	// some that were replaced since and have lost this topic.
+	keys     map[string]*frame
+	values   []*frame
+	replaced int // how many in values were
+}
+
+// setKeyLocked makes f the value of the key in t.
+func (b *Broker) setKeyLocked(t *topic, key string, f *frame) {
+	b.forgetKeyLocked(t, key)
+	if t.keys == nil {
+		t.keys = map[string]*frame{}
+	}
+	f.key, f.keyed = key, true
+	t.keys[key] = f
+	t.values = append(t.values, f)
+	t.refs++
+	b.stats.Keys++
+}
+
+// forgetKeyLocked takes its topic t away from the value of the key, if there is one:
+// nobody is sent it any more because of t. The caller holds t by another reference.
+func (b *Broker) forgetKeyLocked(t *topic, key string) {
+	old := t.keys[key]
+	if old == nil {
+		return
+	}
+	var rest []*topic // a copy, since announce may be reading the slice
+	for _, other := range old.topics {
+		if other != t {
+			rest = append(rest, other)
+		}
+	}
+	old.topics = rest
+	if old.seq >= b.log.tail {
+		t.refs--
+	}
+	if t.replaced++; t.replaced > len(t.values)/2 {
+		t.values = slices.DeleteFunc(t.values, func(f *frame) bool { return !slices.Contains(f.topics, t) })
+		t.replaced = 0
+	}
+	delete(t.keys, key)
+	t.refs--
+	b.stats.Keys--
+}
+
+// forgetKeysLocked forgets all keys of t.
+func (b *Broker) forgetKeysLocked(t *topic) {
+	t.refs++
+	for key := range t.keys {
+		b.forgetKeyLocked(t, key)
+	}
+	t.keys, t.values, t.replaced = nil, nil, 0
+	b.releaseTopicsLocked(t.self)
+}
+
+// hasKeys reports whether a topic of s has keys.
+func (s *subscriber) hasKeys() bool {
+	return slices.ContainsFunc(s.topics, func(t *topic) bool { return len(t.keys) > 0 })
 }
 
 // forgetEnd makes t a new topic if its end is before the log and nobody is there who
@@ -702,7 +817,8 @@ func (m *members) remove(s *subscriber, nth int) {
 //     connections. A connection whose subscriber waits has no owner, any other
 //     has one: the queue, a worker or a goroutine. Only the owner uses it.
 //  6. A cursor before log.tail means that frames were missed only if one of the
-//     subscriber's topics lost one from there on. After a Reset all did.
+//     subscriber's topics lost one from there on, after state. After a Reset all
+//     did. The other frames before log.tail that are for it are values of keys.
 //  7. What next returns counts as received, since a failed write ends the stream.
 //  8. end is set once.
 type subscriber struct {
@@ -722,6 +838,8 @@ type subscriber struct {
 	expires uint64   // the round in which it is too old; 0: never
 	places  []int    // index in members of each topic, and in Broker.subs
 	cursor  uint64   // the first frame it has not considered
+	state   uint64   // up to this frame, only values of keys are for it
+	untold  bool     // no position is told before the cursor is past state
 	waiting bool     // for a frame, an end, or a reason to say something
 	lost    bool     // what comes after lastID is not in the log
 	resets  int      // of the log, when it was last in it
@@ -729,6 +847,7 @@ type subscriber struct {
 	opening []*frame // opens the stream, before anything else
 	held    []*frame // what it is being sent
 	end     error    // why the stream is over
+	goodbye error    // why it is once the last batch was sent; for whoever sends it
 	got     uint64   // the round in which it received something last
 	cancel  context.CancelFunc
 
@@ -803,6 +922,18 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) error {
 	return nil
 }
 
+// replayLocked makes s begin with the newest value of each key and then with frame
+// first. It returns the ID of the position before that, or "" if there are values:
+// a client that was cut off in the middle of them would miss the rest.
+func (b *Broker) replayLocked(s *subscriber, first uint64) (id string) {
+	s.cursor, s.state, s.lastSeq = first, first-1, first-1
+	if s.hasKeys() {
+		s.cursor, s.lastSeq, s.untold = 1, 0, true
+		return ""
+	}
+	return b.log.idAfter(first - 1)
+}
+
 // startLocked sets where s begins.
 func (b *Broker) startLocked(s *subscriber, lastID string) {
 	head := b.log.head
@@ -815,16 +946,16 @@ func (b *Broker) startLocked(s *subscriber, lastID string) {
 	}
 	switch {
 	case lastID == Earliest, lastID == "" && b.CatchUp == nil && s.hasEnded():
-		s.cursor, s.lastSeq, s.lastID = first, first-1, b.log.idAfter(first-1)
-	case lastID == "" && b.CatchUp == nil:
-		s.lastID = b.log.idAfter(head)
-	case lastID == "":
+		s.lastID = b.replayLocked(s, first)
+	case lastID == "" && b.CatchUp != nil:
 		s.lost = true
 	case known && seq+1 >= first:
 		s.cursor, s.lastSeq = seq+1, seq
-	case b.log.history >= 0 || b.CatchUp != nil:
+	case lastID != "" && (b.log.history >= 0 || b.CatchUp != nil):
 		s.lost, s.cursor = true, first
 		b.stats.Gaps++
+	default:
+		s.lastID = cmp.Or(lastID, b.replayLocked(s, head+1))
 	}
 	if lastID == "" || lastID == Earliest {
 		s.echo = true // nothing that it brought is repeated
@@ -1061,11 +1192,18 @@ func (s *subscriber) next(batch []*frame) ([]*frame, step) {
 		batch = append(batch, b.gapLocked(s))
 	}
 	batch = b.readLogLocked(s, batch)
+	if s.untold && s.cursor > s.state {
+		if s.untold = false; s.lastSeq < s.state {
+			s.lastSeq = s.cursor - 1
+			mark := b.placeMark(b.log.idAfter(s.lastSeq))
+			b.receivedLocked(s, mark)
+			batch = append(batch, mark...)
+		}
+	}
 	switch {
 	case s.cursor <= b.log.head:
 		return batch, again
 	case s.hasEnded():
-		s.end = ErrEnded
 		return b.sayGoodbyeLocked(s, ErrEnded, batch), last
 	case b.closed:
 		return b.sayGoodbyeLocked(s, ErrClosed, batch), last
@@ -1084,9 +1222,17 @@ func (s *subscriber) next(batch []*frame) ([]*frame, step) {
 func (b *Broker) readLogLocked(s *subscriber, batch []*frame) []*frame {
 	from, bytes, work := len(batch), 0, 0
 	for s.cursor <= b.log.head && len(batch)-from < batchFrames && bytes < batchBytes && work < batchWork {
-		f := b.log.at(s.cursor)
-		s.cursor++
-		work += 1 + min(len(f.topics), len(s.topics))
+		var f *frame
+		if from := max(b.log.tail, s.state+1); s.cursor >= from {
+			f = b.log.at(s.cursor)
+			work += 1 + min(len(f.topics), len(s.topics))
+		} else if f = s.nextValue(); f == nil || f.seq >= from {
+			s.cursor = from
+			continue
+		} else {
+			work += 1 + len(s.topics)
+		}
+		s.cursor = f.seq + 1
 		if !f.isEnd && s.wants(f) {
 			batch = append(batch, f)
 			bytes += len(f.body)
@@ -1100,6 +1246,18 @@ func (b *Broker) readLogLocked(s *subscriber, batch []*frame) []*frame {
 		}
 	}
 	return batch
+}
+
+// nextValue returns the first value of a key from the cursor on, of all topics of s, or
+// nil. It may have been replaced.
+func (s *subscriber) nextValue() (next *frame) {
+	for _, t := range s.topics {
+		i := sort.Search(len(t.values), func(i int) bool { return t.values[i].seq >= s.cursor })
+		if i < len(t.values) && (next == nil || t.values[i].seq < next.seq) {
+			next = t.values[i]
+		}
+	}
+	return next
 }
 
 // receivedLocked notes that s received the batch, or is about to.
@@ -1126,7 +1284,7 @@ func (b *Broker) receivedLocked(s *subscriber, batch []*frame) {
 func (b *Broker) releaseHeldLocked(s *subscriber) {
 	for _, f := range s.held {
 		if f.holders--; f.holders == 0 && f.seq < b.log.tail && f.isLarge() {
-			b.pinned -= f.size()
+			b.pinned -= f.size
 			b.pinnedN--
 		}
 	}
@@ -1167,19 +1325,17 @@ func (b *Broker) limitPinnedLocked() {
 
 var errHoldsTooMuch = fmt.Errorf("%w: keeps more than HistoryBytes from being freed", ErrTooSlow)
 
-// checkLostLocked notes whether s has missed frames that have left the log, and
-// moves a cursor that is before the log up to it.
+// checkLostLocked notes whether s has missed frames that have left the log.
 func (b *Broker) checkLostLocked(s *subscriber) {
 	missed := s.resets != b.log.resets
 	for i := 0; s.cursor < b.log.tail && i < len(s.topics) && !missed; i++ {
-		missed = s.topics[i].evicted >= s.cursor
+		missed = s.topics[i].evicted >= max(s.cursor, s.state+1)
 	}
 	if missed && !s.lost {
 		s.lost = true
 		b.stats.Gaps++
 	}
 	s.resets = b.log.resets
-	s.cursor = max(s.cursor, b.log.tail)
 }
 
 // gapLocked returns the event that tells s of a gap.
@@ -1189,8 +1345,8 @@ func (b *Broker) gapLocked(s *subscriber) *frame {
 		gap.Data = s.lastID
 	}
 	f := newFrame(gap)
-	s.lost, s.lastSeq = false, s.cursor-1
-	f.id = b.log.idAfter(s.lastSeq)
+	s.lost = false
+	f.id = b.replayLocked(s, max(s.cursor, b.log.tail))
 	b.receivedLocked(s, []*frame{f})
 	return f
 }
@@ -1241,7 +1397,7 @@ func (s *subscriber) deliver(ctx context.Context, batch []*frame, then step, sen
 		}
 		switch then {
 		case last:
-			return s.endFor(ErrClosed) // unless it has ended for another reason
+			return s.endFor(s.goodbye)
 		case askCatchUp:
 			if err := s.catchUp(ctx, send); err != nil {
 				s.endFor(err)
@@ -1358,7 +1514,10 @@ func (s *subscriber) goOn(since uint64, upTo, lastID string, yielded bool) []*fr
 	s.cursor, s.lastSeq = since, since-1
 	wasReset := s.resets != b.log.resets
 	switch b.checkLostLocked(s); {
-	case !s.lost: // nor is anything for it before a cursor that was moved up
+	case !s.lost:
+		if s.nextValue() == nil { // nor is anything for it before the log
+			s.cursor = max(s.cursor, b.log.tail)
+		}
 		s.lastSeq = s.cursor - 1
 		return b.placeMark(b.log.idAfter(s.lastSeq))
 	case yielded || wasReset:
@@ -1608,7 +1767,7 @@ func (s *subscriber) detach(ctx context.Context, c *conn, head string, done func
 // finished is called once the connection of s, which was detached, is closed.
 func (s *subscriber) finished(err error) {
 	// Not in the caller's goroutine, which may have other connections to serve.
-	go s.done(s.endFor(cmp.Or(err, ErrClosed)))
+	go s.done(s.endFor(cmp.Or(err, s.goodbye)))
 }
 
 // guard calls f, in which CatchUp may run.
@@ -1666,6 +1825,7 @@ func (b *Broker) openingLocked(s *subscriber) []*frame {
 
 // sayGoodbyeLocked appends to batch what s is told as its stream ends.
 func (b *Broker) sayGoodbyeLocked(s *subscriber, reason error, batch []*frame) []*frame {
+	s.goodbye = reason
 	if s.client && errors.Is(reason, ErrEnded) {
 		return append(batch, endFrame)
 	}
@@ -1953,8 +2113,8 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 // errCut is the reason for a client that Shutdown did not wait for any longer.
 var errCut = fmt.Errorf("%w, client cut off before it had all its events", ErrClosed)
 
-// Stats holds statistics about a Broker. Clients, Subscribers and Topics are current
-// values; the others are totals since first use.
+// Stats holds statistics about a Broker. Clients, Subscribers, Topics and Keys are
+// current values; the others are totals since first use.
 type Stats struct {
 	// Clients is the number of clients being served, and Subscribers that of
 	// running loops over Subscribe.
@@ -1963,6 +2123,9 @@ type Stats struct {
 	// Topics is the number of topics that have a subscriber or an event in the
 	// history.
 	Topics int
+
+	// Keys is the number of values kept, one for each key and topic.
+	Keys int
 
 	// Published is the number of events published.
 	Published int64

@@ -4042,7 +4042,7 @@ func TestClientIsGivenABoundedAmountAtATime(t *testing.T) {
 					joinSubscriber(t, b, start).deliver(ctx, nil, again, func(batch []*frame) error {
 						bytes := 0
 						for _, f := range batch {
-							if bytes += f.size(); !f.mark {
+							if bytes += f.measure(); !f.mark {
 								got++
 							}
 						}
@@ -4785,6 +4785,404 @@ func TestClientThatFellOffTheRingIsCaughtUp(t *testing.T) {
 	})
 }
 
+// broker.go: the latest value of each key.
+
+// set publishes values, each "key=value", under their keys, with themselves as IDs.
+func set(t *testing.T, b *Broker, topic string, values ...string) {
+	t.Helper()
+	for _, v := range values {
+		key, _, _ := strings.Cut(v, "=")
+		if id, err := b.Set(key, Event{ID: v, Data: v}, topic); id != v || err != nil {
+			t.Fatalf("Set %s: got %q, %v, want its ID", v, id, err)
+		}
+	}
+}
+
+// A newcomer gets the newest value of each key, in the order and with the IDs that they
+// were published with, and then what is published from then on.
+func TestNewcomerGetsTheNewestOfEachKey(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{History: 1}
+		s := serve(t, b)
+		set(t, b, "t", "a=1", "b=1", "c=1", "a=2")
+		b.Publish(Event{Data: "no state"}, "t")
+		set(t, b, "t", "b=2")
+		set(t, b, "other", "x=1")
+		for range 2 {
+			c := s.get("/?topic=t", "")
+			loop := followBroker(t, b, "", "t")
+			c.want("c=1 a=2 b=2")
+			loop.want("c=1 a=2 b=2")
+			for _, e := range []string{"c=1", "a=2", "b=2"} {
+				if !slices.ContainsFunc(c.blocks, func(block pipeBlock) bool { return block.Data == e && block.ID == e }) {
+					t.Errorf("value %s came without its ID", e)
+				}
+			}
+			set(t, b, "t", "d=1")
+			c.want("d=1")
+			loop.want("d=1")
+			b.Remove("d", Event{Data: "no d"}, "t")
+			c.want("no d")
+			loop.want("no d")
+			for range 1000 { // however many others follow
+				b.Publish(Event{Data: "x"}, "other")
+			}
+		}
+		s.get("/?topic=t&topic=other", "").want("c=1 a=2 b=2 x=1")
+		if got := b.Stats(); got.Keys != 4 || got.Topics != 2 || got.Gaps != 0 {
+			t.Errorf("got %d keys, %d topics, %d gaps, want 4, 2 and 0", got.Keys, got.Topics, got.Gaps)
+		}
+	})
+}
+
+// The values keep their order, also as they leave the history one after the other.
+func TestValuesKeepTheirOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{History: 1}
+		rnd := rand.New(rand.NewPCG(14, 0))
+		var order []string
+		for i := range 3000 {
+			key := fmt.Sprint(rnd.IntN(500))
+			value := fmt.Sprint(key, "=", i)
+			order = slices.DeleteFunc(order, func(v string) bool { return strings.HasPrefix(v, key+"=") })
+			order = append(order, value)
+			set(t, b, "", value)
+			if i%500 == 0 {
+				followBroker(t, b, "").want(strings.Join(order, " "))
+			}
+		}
+		followBroker(t, b, "").want(strings.Join(order, " "))
+		if got := b.Stats().Keys; got != len(order) {
+			t.Errorf("keys: got %d, want %d", got, len(order))
+		}
+	})
+}
+
+// A newcomer that is cut off in the midst of the state misses nothing when it comes back.
+func TestNewcomerThatIsCutOffWithinTheState(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{History: 1}
+		s := serve(t, b)
+		for i := range 10 {
+			set(t, b, "", fmt.Sprint(i, "=old"))
+		}
+		for range 1000 {
+			b.Publish(Event{Data: "x"}, "other")
+		}
+		for i := range 10 {
+			set(t, b, "", fmt.Sprint((i*7+3)%10, "=new"))
+		}
+		for n := 1; ; n += 7 {
+			state := map[string]string{}
+			fold := func(c *pipeClient) {
+				for _, e := range c.events() {
+					if key, value, ok := strings.Cut(e.Data, "="); ok {
+						state[key] = value
+					}
+				}
+			}
+			c := s.getStalled("/", "")
+			c.read(n)
+			all := len(c.events()) == 10
+			c.seen = 0
+			fold(c)
+			id := c.lastID()
+			c.close()
+			header := ""
+			if id != "" {
+				header = "Last-Event-ID: " + id + "\r\n"
+			}
+			back := s.get("/", header)
+			fold(back)
+			back.close()
+			if len(state) != 10 {
+				t.Errorf("after %d bytes and the ID %q: got %v, want 10 keys", n, id, state)
+			}
+			for _, value := range state {
+				if value != "new" {
+					t.Errorf("after %d bytes: got %v, want all new", n, state)
+				}
+			}
+			if all || n > 10_000 || t.Failed() {
+				break
+			}
+		}
+	})
+}
+
+// A client that is behind gets each key's newest once, at the newest's place, and all
+// other events.
+func TestClientThatIsBehindIsSparedReplacedValues(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{}
+		s := serve(t, b)
+		publishIDs(t, b, "begin")
+		slow, away := s.get("/", ""), "begin"
+		slow.want("")
+		slow.stall(true)
+		publishIDs(t, b, "first")
+		synctest.Wait() // which it is being sent
+		set(t, b, "", "a=1", "b=1")
+		publishIDs(t, b, "an event")
+		set(t, b, "", "a=2", "c=1", "a=3")
+		publishIDs(t, b, "last")
+		slow.stall(false)
+		slow.want("first b=1 an event c=1 a=3 last")
+		s.get("/", "Last-Event-ID: "+away+"\r\n").want("first b=1 an event c=1 a=3 last")
+		s.get("/", "Last-Event-ID: a=1\r\n").want("b=1 an event c=1 a=3 last")
+		followBroker(t, b, "first").want("b=1 an event c=1 a=3 last")
+		if got := b.Stats().Gaps; got != 0 {
+			t.Errorf("got %d gaps, want none", got)
+		}
+	})
+}
+
+// A client whose place is not known is told of the gap, and then gets the state and the
+// rest of the history, in order.
+func TestStateAfterAGap(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{History: 4}
+		s := serve(t, b)
+		set(t, b, "", "a=1", "b=1")
+		publishIDs(t, b, "out of the history")
+		for i := range 300 {
+			publishIDs(t, b, fmt.Sprint("x", i))
+		}
+		publishIDs(t, b, "1")
+		set(t, b, "", "c=1", "a=2")
+		publishIDs(t, b, "2")
+		c := s.get("/", "Last-Event-ID: nobody\r\n")
+		c.want("gap:nobody b=1 1 c=1 a=2 2")
+		followBroker(t, b, "out of the history").want("gap:out of the history b=1 1 c=1 a=2 2")
+		followBroker(t, b, Earliest).want("b=1 1 c=1 a=2 2")
+		followBroker(t, b, "").want("b=1 c=1 a=2")
+		publishIDs(t, b, "3")
+		c.want("3")
+	})
+}
+
+// CatchUp is asked as ever: it knows the state itself.
+func TestCatchUpIsAskedInPlaceOfTheState(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		asked := yieldAll(b, Event{Data: "caught up"})
+		set(t, b, "", "a=1")
+		for _, id := range []string{"", "nobody"} {
+			loop := followBroker(t, b, id)
+			loop.want("caught up")
+			defer loop.want("b=1")
+		}
+		set(t, b, "", "b=1")
+		if want := []string{"", "nobody"}; !slices.Equal(*asked, want) {
+			t.Errorf("CatchUp was asked for %q, want %q", *asked, want)
+		}
+	})
+}
+
+// What is removed is told to those who are here or come back, and to no newcomer.
+func TestRemove(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		set(t, b, "", "a=1", "b=1")
+		here := followBroker(t, b, "")
+		here.want("a=1 b=1")
+		if id, err := b.Remove("a", Event{ID: "left", Data: "a has left"}); id != "left" || err != nil {
+			t.Errorf("Remove: got %q, %v", id, err)
+		}
+		here.want("a has left")
+		followBroker(t, b, "b=1").want("a has left")
+		followBroker(t, b, "").want("b=1")
+		if got := b.Stats().Keys; got != 1 {
+			t.Errorf("keys: got %d, want 1", got)
+		}
+		// One that knows no such key is an event as any other.
+		if _, err := b.Remove("nobody's", Event{Data: "x"}); err != nil {
+			t.Error(err)
+		}
+		here.want("x")
+		// And the key may come again.
+		set(t, b, "", "a=2")
+		here.want("a=2")
+		followBroker(t, b, "").want("b=1 a=2")
+	})
+}
+
+// A value of several topics is replaced topic by topic.
+func TestSetInSeveralTopics(t *testing.T) {
+	for _, history := range []int{0, 1} {
+		synctest.Test(t, func(t *testing.T) {
+			b := &Broker{History: history}
+			setIn := func(v string, topics ...string) {
+				if _, err := b.Set("k", Event{ID: v, Data: v}, topics...); err != nil {
+					t.Fatal(err)
+				}
+			}
+			setIn("1", "a", "b")
+			followBroker(t, b, "", "a", "b").want("1")
+			setIn("2", "a")
+			for range 2 {
+				followBroker(t, b, "", "a").want("2")
+				followBroker(t, b, "", "b").want("1")
+				followBroker(t, b, "", "a", "b").want("1 2")
+				for range 300 {
+					b.Publish(Event{Data: "x"}, "other")
+				}
+			}
+			setIn("3", "b")
+			followBroker(t, b, "", "a", "b").want("2 3")
+			b.Remove("k", Event{Data: "x"}, "a")
+			followBroker(t, b, "", "a").want("")
+			followBroker(t, b, "", "a", "b").want("3")
+		})
+	}
+}
+
+// What is refused changes nothing.
+func TestSetThatIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		set(t, b, "", "a=1")
+		if id, err := b.Set("a", Event{ID: "a=1", Data: "again"}); !errors.Is(err, ErrDuplicateID) || id != "a=1" {
+			t.Errorf("an ID of the history: got %q, %v, want it and ErrDuplicateID", id, err)
+		}
+		if _, err := b.Set("a", Event{ID: "a\nb"}); err == nil {
+			t.Error("an ID that cannot be sent: got no error")
+		}
+		if _, err := b.Remove("a", Event{ID: "a=1", Data: "again"}); !errors.Is(err, ErrDuplicateID) {
+			t.Errorf("Remove: got %v, want ErrDuplicateID", err)
+		}
+		followBroker(t, b, "").want("a=1")
+		b.End("job")
+		if _, err := b.Set("a", Event{Data: "x"}, "job", ""); !errors.Is(err, ErrEnded) {
+			t.Errorf("a topic that has ended: got %v, want ErrEnded", err)
+		}
+		followBroker(t, b, "").want("a=1")
+		b.Shutdown(t.Context())
+		if _, err := b.Set("a", Event{Data: "x"}); !errors.Is(err, ErrClosed) {
+			t.Errorf("after Shutdown: got %v, want ErrClosed", err)
+		}
+	})
+}
+
+// Neither HistoryBytes nor HistoryAge forgets a key; Reset does, and End once the end has
+// left the history.
+func TestHowKeysAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{HistoryBytes: 100, HistoryAge: time.Minute}
+		wantKeys := func(want int) {
+			t.Helper()
+			if got := b.Stats().Keys; got != want {
+				t.Errorf("keys: got %d, want %d", got, want)
+			}
+		}
+		set(t, b, "", "a=1", "b=1")
+		set(t, b, "job", "c=1")
+		time.Sleep(time.Hour)
+		for range 1000 {
+			b.Publish(Event{Data: "x"}, "other")
+		}
+		wantKeys(3)
+		followBroker(t, b, "").want("a=1 b=1")
+		b.End("job")
+		loop := followBroker(t, b, "", "job")
+		loop.want("c=1")
+		if err := loop.ended(); !errors.Is(err, ErrEnded) {
+			t.Errorf("got %v, want ErrEnded", err)
+		}
+		for range 1000 {
+			b.Publish(Event{Data: "x"}, "other")
+		}
+		wantKeys(2)
+		if err := b.Reset("9"); err != nil {
+			t.Fatal(err)
+		}
+		wantKeys(0)
+		followBroker(t, b, "").want("")
+		set(t, b, "", "a=2")
+		followBroker(t, b, "").want("a=2")
+		wantKeys(1)
+	})
+}
+
+// A value that was replaced takes no memory once it has left the history, and a key that is
+// part of a long string does not keep that.
+func TestKeysTakeLittle(t *testing.T) {
+	b := &Broker{History: 1}
+	long := strings.Repeat("x", 64<<10)
+	before := heapInUse()
+	for i := range 2000 {
+		key := fmt.Sprint("key ", i%10, long)
+		b.Set(key[:5], Event{Data: long[:1<<10] + strconv.Itoa(i)}, key[:6])
+	}
+	if got := b.Stats().Keys; got != 10 {
+		t.Errorf("keys: got %d, want 10", got)
+	}
+	if kept := heapInUse() - before; kept > 1<<20 {
+		t.Errorf("10 keys of 1 KiB, set 2,000 times, hold %d KiB, want 1 MiB at most", kept>>10)
+	}
+	runtime.KeepAlive(b)
+}
+
+// BenchmarkSet: 1,000 keys, of which one operation sets one, and 1,000 subscribers of which
+// 100 read slowly. Compare the bytes for each of these with those of Publish.
+func BenchmarkSet(b *testing.B) {
+	for _, way := range []string{"Set", "Publish"} {
+		b.Run(way, func(b *testing.B) {
+			broker := &Broker{}
+			var fast, slow atomic.Int64
+			ctx, cancel := context.WithCancel(context.Background())
+			var running sync.WaitGroup
+			for i := range 1000 {
+				running.Go(func() {
+					for _, err := range broker.Subscribe(ctx, "") {
+						switch {
+						case err != nil:
+						case i < 100:
+							slow.Add(1)
+							time.Sleep(10 * time.Millisecond)
+						default:
+							fast.Add(1)
+						}
+					}
+				})
+			}
+			for broker.Stats().Subscribers < 1000 {
+				time.Sleep(time.Millisecond)
+			}
+			keys := make([]string, 1000)
+			for i := range keys {
+				keys[i] = fmt.Sprint("key ", i)
+			}
+			n := 0
+			b.ReportAllocs()
+			for b.Loop() {
+				ev := Event{Data: "some data that says something"}
+				if n++; way == "Set" {
+					broker.Set(keys[n%len(keys)], ev)
+				} else {
+					broker.Publish(ev)
+				}
+				time.Sleep(100 * time.Microsecond)
+			}
+			b.StopTimer()
+			b.ReportMetric(float64(fast.Load())/900/float64(n), "events/op-to-fast")
+			b.ReportMetric(float64(slow.Load())/100/float64(n), "events/op-to-slow")
+			if way == "Set" {
+				began, got := time.Now(), 0
+				for range broker.Subscribe(ctx, "") {
+					if got++; got >= min(n, len(keys)) {
+						break
+					}
+				}
+				b.ReportMetric(float64(time.Since(began).Microseconds()), "µs-until-newcomer-has-all")
+			}
+			cancel()
+			broker.Shutdown(context.Background())
+			running.Wait()
+		})
+	}
+}
+
 // broker.go: Reset.
 
 func TestResetTellsEveryClientOfAGap(t *testing.T) {
@@ -5313,6 +5711,26 @@ func TestEndHasNoID(t *testing.T) {
 		followBroker(t, b, had, "job", "open").want("2 3")
 		if got := b.Stats().Gaps; got != 0 {
 			t.Errorf("got %d gaps, want none", got)
+		}
+	})
+}
+
+// A loop that is left, by its context, before it had all is not told that it had.
+func TestEndIsNotToldToALoopThatHasNotHadAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		start := b.LastEventID()
+		publishIDs(t, b, "1", "2")
+		b.End()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var got []string
+		for e, err := range b.Subscribe(ctx, start) {
+			cancel()
+			got = append(got, fmt.Sprint(e.ID, err))
+		}
+		if want := []string{"1<nil>", "context canceled"}; !slices.Equal(got, want) {
+			t.Errorf("got %q, want %q", got, want)
 		}
 	})
 }
@@ -9451,7 +9869,7 @@ var modelTransports = []modelTransport{
 	{"serve", true, func(m *model, c *modelClient) modelConn { return m.dial("serve", c) }},
 	{"detach", true, func(m *model, c *modelClient) modelConn { return m.dial("detach", c) }},
 	{"subscribe", false, func(m *model, c *modelClient) modelConn {
-		return newLoop(m.t, m.broker, c.id, modelNames(c.topics)...)
+		return newLoop(m.t, m.broker, c.id, m.namesOf(c.topics)...)
 	}},
 }
 
@@ -9467,9 +9885,10 @@ type modelConn interface {
 // Reset tells it so, and only CatchUp knows such an event.
 type modelEvent struct {
 	Event
-	topics uint8
+	topics uint64
 	at     time.Time
 	size   int
+	isEnd  bool // of a topic; it is no event, and has no ID
 }
 
 // A model is what the Broker ought to be: a log of all events, of which the
@@ -9504,12 +9923,21 @@ type model struct {
 	failed bool   // it did, since the last settle
 	asleep int    // calls of CatchUp that take their time
 	serial int    // of events
+
+	// Each of the three topics has one name after the other, since a name is best used
+	// once. A bit stands for a name.
+	names   []string
+	present [3]int // the bit of each topic's name
+	ended   uint64 // the names whose topics have ended
+	ends    []int  // the places of the ends, by bit
+	resetAt int    // the place of the last Reset
 }
 
 // A modelClient is one client over all its connections.
 type modelClient struct {
 	name   string
-	topics uint8
+	wanted uint8  // of the three topics
+	topics uint64 // their names that it knows
 	query  bool   // names its last event in the query
 	id     string // its last event ID
 	conn   modelConn
@@ -9531,6 +9959,7 @@ type modelClient struct {
 	parked     bool // it has been stalled since it was drained: it falls behind at an event of its topics
 	floor      int  // where the ring began when a gap may have been decided on at the earliest
 	leaves     bool // closeAfter was called, or Disconnect
+	over       bool // it was told the end
 	sentAway   bool // by Disconnect
 	limit      int  // sentAway: it gets no event from this place on
 }
@@ -9541,6 +9970,7 @@ type modelMoment struct {
 	head, first int  // places: the end of the log, and where the history begins
 	known       bool // the client's ID
 	place       int
+	ended       bool // all its topics have, as far as the history knows
 }
 
 func (m *model) next() int {
@@ -9565,6 +9995,7 @@ func runModel(t *testing.T, transport modelTransport, schedule []byte) {
 		t: t, transport: transport, schedule: schedule,
 		byData: map[string]int{}, places: map[string]int{}, moved: map[string]int{},
 		listener: newPipeListener(),
+		names:    []string{"", "a", "b"}, present: [3]int{0, 1, 2}, ends: make([]int, 3),
 	}
 	m.config = Broker{
 		History:      []int{0, 1, 3, 20, 300, -1}[m.next()%6],
@@ -9588,7 +10019,7 @@ func runModel(t *testing.T, transport modelTransport, schedule []byte) {
 	for i := range 4 {
 		topics := m.next()
 		m.clients = append(m.clients, &modelClient{
-			name: fmt.Sprintf("client %d", i), topics: uint8(topics%7 + 1), query: topics >= 128,
+			name: fmt.Sprintf("client %d", i), wanted: uint8(topics%7 + 1), topics: m.called(uint8(topics%7 + 1)), query: topics >= 128,
 		})
 	}
 	for len(m.schedule) > 0 && !t.Failed() {
@@ -9607,12 +10038,14 @@ func runModel(t *testing.T, transport modelTransport, schedule []byte) {
 		m.reading(c)
 	}
 	m.settle()
-	for _, c := range m.clients {
-		if c.conn == nil { // it was stalled, and its connection had ended long since
-			m.reading(c)
+	for range 2 {
+		for _, c := range m.clients {
+			if c.conn == nil { // it was stalled, and its connection had ended long since, or its topics have
+				m.reading(c)
+			}
 		}
+		m.settle()
 	}
-	m.settle()
 	m.publish(7, 0)
 	m.settle()
 	for _, c := range m.clients {
@@ -9657,7 +10090,7 @@ func (m *model) step() {
 			m.connect(c, op>>6&1 == 1)
 			if op>>7&1 == 1 { // and has joined before anything else happens
 				synctest.Wait()
-				c.hi = m.moment(c.id)
+				c.hi = m.moment(c, c.id)
 			}
 		}
 	case 9:
@@ -9696,9 +10129,13 @@ func (m *model) step() {
 			m.reset(n)
 		case n < 180:
 			m.disconnect(uint8(n%7 + 1))
+		case n < 215:
+			m.end(n % 3)
+		case n < 220 && c.conn == nil: // it learns of the new names
+			c.topics = m.called(c.wanted)
 		default: // in the midst of an event, or about there
 			if c.conn != nil && !c.stalled {
-				m.publish(c.topics, n)
+				m.publish(c.wanted, n)
 				c.stalled, c.wasStalled = true, true
 				c.conn.stall(true)
 			}
@@ -9740,7 +10177,8 @@ func (m *model) step() {
 }
 
 // disconnect sends away all that have one of the topics.
-func (m *model) disconnect(topics uint8) {
+func (m *model) disconnect(which uint8) {
+	topics := m.called(which)
 	least, most := 0, 0
 	for _, c := range m.clients {
 		if c.conn == nil || c.topics&topics == 0 {
@@ -9756,7 +10194,7 @@ func (m *model) disconnect(topics uint8) {
 		c.leaves = true
 	}
 	m.mu.Lock()
-	n := m.broker.Disconnect(modelNames(topics)...)
+	n := m.broker.Disconnect(m.namesOf(topics)...)
 	limit := len(m.log)
 	m.mu.Unlock()
 	// Of a detached client that has closed its connection the Broker may not know.
@@ -9799,7 +10237,7 @@ func (m *model) start() {
 		b.CatchUp = m.catchUpLog
 	}
 	m.mu.Lock()
-	m.broker, m.closed = b, false
+	m.broker, m.closed, m.ended = b, false, 0
 	m.base, m.forgot, m.bytes = len(m.log), len(m.log), 0
 	if m.config.History >= 0 {
 		id := b.LastEventID()
@@ -9808,7 +10246,7 @@ func (m *model) start() {
 	}
 	m.mu.Unlock()
 	for range m.crowd {
-		newLoop(m.t, b, "", modelNames(7)...) // ends with the Broker
+		newLoop(m.t, b, "", m.namesOf(m.called(7))...) // ends with the Broker
 	}
 }
 
@@ -9892,23 +10330,24 @@ func (m *model) publish(topics uint8, kind int) {
 	case 4: // an event that came before
 		if i := len(m.log) - 1 - kind>>6; i >= m.forgot && i >= 0 && m.log[i].ID != "" && m.config.History >= 0 {
 			ev.ID = m.log[i].ID
-			if _, err := m.broker.Publish(ev, modelNames(topics)...); !errors.Is(err, ErrDuplicateID) {
+			if _, err := m.broker.Publish(ev, m.namesOf(m.called(topics))...); !errors.Is(err, ErrDuplicateID) {
 				m.errorf("event with the ID of event %d, while the ring begins at %d: got %v, want ErrDuplicateID", i, m.forgot, err)
 			}
 			m.mu.Unlock()
 			return
 		}
 	}
+	names := m.called(topics)
 	m.mu.Unlock()
-	m.publishEvent(ev, topics)
+	m.publishEvent(ev, names)
 }
 
 // publishEvent publishes ev and has the model do the same.
-func (m *model) publishEvent(ev Event, topics uint8) {
+func (m *model) publishEvent(ev Event, topics uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if _, err := m.broker.Publish(ev, modelNames(topics)...); err != nil {
-		if !errors.Is(err, ErrClosed) {
+	if _, err := m.broker.Publish(ev, m.namesOf(topics)...); err != nil {
+		if !errors.Is(err, ErrClosed) && !(errors.Is(err, ErrEnded) && topics&m.ended != 0) {
 			m.errorf("Publish: %v", err)
 		}
 		return
@@ -9922,15 +10361,20 @@ func (m *model) publishEvent(ev Event, topics uint8) {
 		ev.ID = id
 	}
 	size := len(ev.ID) + len(text)
-	if names := modelNames(topics); len(names) > 1 {
+	if names := m.namesOf(topics); len(names) > 1 {
 		size += len(strings.Join(names, "")) + 8*len(names)
 	} else {
 		size += len(names[0])
 	}
-	e := modelEvent{ev, topics, time.Now(), size}
+	e := modelEvent{Event: ev, topics: topics, at: time.Now(), size: size} // what counts against HistoryBytes
 	m.append(e)
 	m.identify(e.ID)
-	m.bytes += e.size
+	m.evict()
+}
+
+// evict has the model forget what the Broker does after the newest event was published.
+func (m *model) evict() {
+	m.bytes += m.log[len(m.log)-1].size
 	for m.forgot < len(m.log)-1 && m.forgets(m.log[m.forgot]) {
 		m.bytes -= m.log[m.forgot].size
 		m.forgot++
@@ -9971,7 +10415,7 @@ func (m *model) reset(kind int) {
 	for range 1 + kind%3 {
 		m.serial++
 		data := strconv.Itoa(m.serial)
-		m.append(modelEvent{Event{ID: "own " + data, Data: data}, 7, time.Now(), 0})
+		m.append(modelEvent{Event: Event{ID: "own " + data, Data: data}, topics: 1<<len(m.names) - 1, at: time.Now()})
 		m.places["own "+data] = len(m.log)
 	}
 	missed := &m.log[len(m.log)-1]
@@ -10000,7 +10444,7 @@ func (m *model) reset(kind int) {
 		missed.ID = id
 	}
 	m.identify(missed.ID)
-	m.forgot, m.bytes = len(m.log), 0
+	m.forgot, m.resetAt, m.bytes = len(m.log), len(m.log), 0
 }
 
 // forgets reports whether the oldest event in the ring is one too many.
@@ -10023,14 +10467,27 @@ func (m *model) expired(e modelEvent) bool {
 // place returns the place that an ID stands for in the whole log.
 func (m *model) place(id string) (place int, ok bool) {
 	place, ok = m.places[id]
-	return place, ok
+	return m.afterEnds(place), ok
+}
+
+// afterEnds returns the last place that has the same ID as this one: an end has none.
+func (m *model) afterEnds(place int) int {
+	for place < len(m.log) && m.log[place].isEnd {
+		place++
+	}
+	return place
 }
 
 // moment returns what a client that connects now with this ID has to expect.
-func (m *model) moment(id string) modelMoment {
+func (m *model) moment(c *modelClient, id string) modelMoment {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	now := modelMoment{head: len(m.log)}
+	now := modelMoment{head: len(m.log), ended: true}
+	for bit, at := range m.ends {
+		if c.topics>>bit&1 == 1 && (m.ended>>bit&1 == 0 || at < m.forgot) {
+			now.ended = false
+		}
+	}
 	n := m.config.History
 	if n == 0 {
 		n = 10_000
@@ -10044,7 +10501,8 @@ func (m *model) moment(id string) modelMoment {
 		return now
 	}
 	own := strings.HasPrefix(id, m.prefix)
-	if m.config.History < 0 || now.place < m.base || !own && now.place < max(m.forgot, m.base+1) {
+	first := m.places[id] // of its places, if ends follow
+	if m.config.History < 0 || first < m.base || !own && (first == m.base || now.place < m.forgot) {
 		now.known = false
 	}
 	return now
@@ -10052,7 +10510,7 @@ func (m *model) moment(id string) modelMoment {
 
 // owed returns the index of the first event of the topics from place lo up to
 // hi, or -1.
-func (m *model) owed(lo, hi int, topics uint8) int {
+func (m *model) owed(lo, hi int, topics uint64) int {
 	for i := lo; i < hi; i++ {
 		if m.log[i].topics&topics != 0 {
 			return i
@@ -10063,10 +10521,10 @@ func (m *model) owed(lo, hi int, topics uint8) int {
 
 func (m *model) connect(c *modelClient, stalled bool) {
 	c.came, c.since = c.id, time.Now()
-	c.lo = m.moment(c.id)
+	c.lo = m.moment(c, c.id)
 	c.fresh, c.begun, c.stalled, c.wasStalled = true, false, stalled, stalled
 	c.drained, c.parked, c.leaves, c.wasReset = false, false, false, false
-	c.sentAway = false
+	c.sentAway, c.over = false, false
 	c.hi, c.joined = modelMoment{head: -1}, false
 	c.conn = m.transport.connect(m, c)
 	c.conn.stall(stalled)
@@ -10090,6 +10548,91 @@ func (m *model) settle() {
 	m.dirty, m.failed = false, false
 }
 
+// called returns the present names of some of the three topics.
+func (m *model) called(which uint8) (topics uint64) {
+	for i, bit := range m.present {
+		if which>>i&1 == 1 {
+			topics |= 1 << bit
+		}
+	}
+	return topics
+}
+
+func (m *model) namesOf(topics uint64) (names []string) {
+	for i, name := range m.names {
+		if topics>>i&1 == 1 {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// end ends one of the three topics, which from then on has another name.
+func (m *model) end(which int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	bit := m.present[which]
+	if len(m.names) == 64 || m.ended>>bit&1 == 1 {
+		return
+	}
+	before := m.broker.LastEventID()
+	if err := m.broker.End(m.names[bit]); err != nil {
+		if !errors.Is(err, ErrClosed) {
+			m.errorf("End: %v", err)
+		}
+		return
+	}
+	if id := m.broker.LastEventID(); id != before {
+		m.errorf("LastEventID after End: got %q, want %q", id, before)
+	}
+	if _, err := m.broker.Publish(Event{Data: "x"}, m.names[bit]); !errors.Is(err, ErrEnded) {
+		m.errorf("Publish after End: got %v, want ErrEnded", err)
+	}
+	for _, c := range m.clients {
+		c.parked = c.parked && c.topics>>bit&1 == 0
+	}
+	m.ended |= 1 << bit
+	m.ends[bit] = len(m.log)
+	m.log = append(m.log, modelEvent{isEnd: true, at: time.Now(), size: len(before) + len(m.names[bit])})
+	m.number++
+	m.places[m.prefix+strconv.FormatUint(m.number, 36)] = len(m.log)
+	m.evict()
+	m.present[which] = len(m.names)
+	m.names = append(m.names, fmt.Sprint("topic ", len(m.names)))
+	m.ends = append(m.ends, 0)
+}
+
+// mustEnd reports whether the client has to be told the end. A topic has ended as long as
+// the history knows, or somebody from before is there.
+func (m *model) mustEnd(c *modelClient) bool {
+	for bit, at := range m.ends {
+		known := at >= m.forgot || c.hi.head <= at && at >= m.resetAt
+		if c.topics>>bit&1 == 1 && (m.ended>>bit&1 == 0 || !known) {
+			return false
+		}
+	}
+	return true
+}
+
+// checkEnd checks that the client was to be told the end, then and there.
+func (m *model) checkEnd(c *modelClient) {
+	c.over = true
+	last := 0 // its end, after which only Reset can tell of more
+	for bit, at := range m.ends {
+		if c.topics>>bit&1 == 1 {
+			last = max(last, at)
+		}
+	}
+	switch i := m.owed(c.pos, last, c.topics); {
+	case c.topics&^m.ended != 0:
+		m.errorf("%s of topics %b was told the end, while only %b have ended", c.name, c.topics, m.ended)
+	case c.lost && c.fresh:
+		m.errorf("%s came with %q and was told the end without being told of a gap", c.name, c.came)
+	case i >= 0:
+		m.errorf("%s, at place %d, was told the end before or without %q at place %d", c.name, c.pos, m.log[i].Data, i)
+	}
+}
+
 // calls returns how many calls of CatchUp take their time.
 func (m *model) calls() int {
 	m.mu.Lock()
@@ -10102,7 +10645,7 @@ func (m *model) check(c *modelClient) {
 	if !c.joined {
 		c.joined = true
 		if c.hi.head < 0 {
-			c.hi = m.moment(c.came)
+			c.hi = m.moment(c, c.came)
 		}
 		c.lost = (!c.lo.known || c.lo.place < c.lo.first) && (!c.hi.known || c.hi.place < c.hi.first)
 		c.posLo, c.pos = c.lo.place, c.lo.place
@@ -10113,6 +10656,12 @@ func (m *model) check(c *modelClient) {
 		case c.newcomer:
 			c.lost = false
 			c.posLo, c.pos = c.lo.head, c.hi.head
+			if m.catchUp == "" && m.config.History >= 0 && c.topics&^m.ended == 0 { // then it begins with what the history holds
+				c.posLo = min(c.lo.head, c.lo.first)
+				if c.lo.ended && c.hi.ended {
+					c.pos = c.hi.first
+				}
+			}
 		case m.catchUp != "":
 			c.lost = false
 		case c.lost && m.config.History < 0:
@@ -10141,6 +10690,14 @@ func (m *model) check(c *modelClient) {
 			return
 		}
 	}
+	if errors.Is(ended, ErrEnded) { // of a loop
+		m.checkEnd(c)
+	}
+	if ended != nil && c.over {
+		c.conn.close()
+		c.conn, c.id, c.topics = nil, "", m.called(c.wanted) // it begins with the next ones
+		return
+	}
 	if ended != nil {
 		age := time.Since(c.since)
 		old := m.config.MaxAge > 0 && m.transport.blocks && age >= m.config.MaxAge*9/10
@@ -10157,6 +10714,9 @@ func (m *model) check(c *modelClient) {
 		if age := time.Since(c.since); age > limit {
 			m.errorf("%s: the stream is open after %v, want it ended after %v", c.name, age, m.config.MaxAge)
 		}
+	}
+	if !c.stalled && !c.wasStalled && !c.leaves && (c.over || m.mustEnd(c)) {
+		m.errorf("%s: the stream is open, all its topics have ended", c.name)
 	}
 	if c.sentAway && !c.stalled && !c.wasStalled {
 		m.errorf("%s: the stream is open after Disconnect", c.name)
@@ -10190,6 +10750,13 @@ func (m *model) checkBlock(c *modelClient, block pipeBlock) {
 		e, isEvent = m.log[i], true
 	}
 	switch {
+	case c.over && !block.Comment:
+		m.errorf("%s got %q after the end", c.name, block.Raw)
+	case block.Type == "end":
+		if block.ID != "sse-end" || block.Data != "" || !block.HasData {
+			m.errorf("%s got %q, want the event end", c.name, block.Raw)
+		}
+		m.checkEnd(c)
 	case block.Comment:
 		c.begun = true
 	case block.Type == "snapshot" && m.catchUp == "snapshot":
@@ -10241,11 +10808,11 @@ func (m *model) checkGap(c *modelClient, block pipeBlock) {
 		return
 	case !known:
 		m.errorf("%s was told of a gap, with the strange ID %q", c.name, block.ID)
-	case fresh && c.came != "" && c.came != Earliest && (!c.hi.known || c.hi.place < c.hi.first) && place <= c.hi.first:
+	case fresh && c.came != "" && c.came != Earliest && (!c.hi.known || m.places[c.came] < c.hi.first) && place <= m.afterEnds(c.hi.first):
 		if place < c.lo.first {
 			m.errorf("%s came with %q and was told of a gap that ends at %d, before the history, which begins at %d", c.name, c.came, place, c.lo.first)
 		}
-	case place <= c.posLo, place > m.forgot, place < c.floor:
+	case place <= c.posLo, place > m.afterEnds(m.forgot), place < c.floor:
 		m.errorf("%s, at place %d, was told of a gap up to %d, while the ring began between %d and %d", c.name, c.posLo, place, c.floor, m.forgot)
 	case c.parked && m.transport.name != "detach" && m.crowd == 0 && m.owed(c.posLo, place, c.topics) < 0:
 		m.errorf("%s, at place %d, was told of a gap up to %d, in which it missed nothing", c.name, c.posLo, place)
@@ -10310,7 +10877,7 @@ func (m *model) catchUpLog(ctx context.Context, missed Missed) iter.Seq2[Event, 
 			}
 			e := m.log[i]
 			m.mu.Unlock()
-			if !slices.ContainsFunc(modelNames(e.topics), func(name string) bool { return slices.Contains(missed.Topics, name) }) {
+			if !slices.ContainsFunc(m.namesOf(e.topics), func(name string) bool { return slices.Contains(missed.Topics, name) }) {
 				continue
 			}
 			if n++; n == fail {
@@ -10356,15 +10923,6 @@ func (m *model) pause(ctx context.Context) {
 	m.asleep--
 }
 
-func modelNames(topics uint8) (names []string) {
-	for i, name := range []string{"", "a", "b"} {
-		if topics>>i&1 == 1 {
-			names = append(names, name)
-		}
-	}
-	return names
-}
-
 func (m *model) handle(w http.ResponseWriter, r *http.Request) {
 	topics := r.URL.Query()["topic"]
 	switch r.URL.Path {
@@ -10377,7 +10935,7 @@ func (m *model) handle(w http.ResponseWriter, r *http.Request) {
 
 // dial connects the client over HTTP.
 func (m *model) dial(path string, c *modelClient) modelConn {
-	query := url.Values{"topic": modelNames(c.topics)}
+	query := url.Values{"topic": m.namesOf(c.topics)}
 	header := ""
 	switch {
 	case c.id == "":
