@@ -11704,6 +11704,7 @@ type wireServer struct {
 }
 
 func newWireServer(t *testing.T, protocol string, handler http.HandlerFunc, options ...func(*http.Server)) *wireServer {
+	emptyPools()
 	s := &wireServer{listener: newPipeListener(), http10: protocol == "HTTP/1.0"}
 	var protocols http.Protocols
 	switch protocol {
