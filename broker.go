@@ -399,14 +399,14 @@ const minQueue = 256
 
 // A place is where a frame stands in the log. It is guarded by the Broker's mu.
 type place struct {
-	seq     uint64   // 0 if the frame was never in a log
-	isEnd   bool     // the frame says that its topics have ended, and is not sent
-	keyed   bool     // it is the value of key
-	key     string   // if keyed
-	topics  []*topic // sorted by name; without those in which it was replaced
-	size    int      // what it counts against HistoryBytes
-	at      time.Time
-	holders int // clients that are being sent the frame
+	seq     uint64    // 0 if the frame was never in a log
+	isEnd   bool      // the frame says that its topics have ended, and is not sent
+	keyed   bool      // it is the value of key
+	key     string    // if keyed
+	topics  []*topic  // sorted by name; without those in which it was replaced
+	size    int       // what it counts against HistoryBytes
+	at      time.Time // zero if the log keeps frames of any age
+	holders int       // clients that are being sent the frame
 }
 
 // measure returns what a frame counts against HistoryBytes.
@@ -596,7 +596,9 @@ func (l *eventLog) replayFrom(now time.Time) uint64 {
 // their waiting subscribers, or starts announce to do so.
 func (b *Broker) appendLocked(f *frame, names []string, each func(*topic, *frame)) {
 	f.topics = b.holdTopicsLocked(names)
-	f.at = time.Now()
+	if b.log.age > 0 { // the clock takes a fifth of the time of Publish
+		f.at = time.Now()
+	}
 	b.log.append(f)
 	if each != nil {
 		for _, t := range f.topics {
