@@ -399,14 +399,11 @@ const minQueue = 256
 
 // A place is where a frame stands in the log. It is guarded by the Broker's mu.
 type place struct {
-	seq     uint64    // 0 if the frame was never in a log
-	isEnd   bool      // the frame says that its topics have ended, and is not sent
-	keyed   bool      // it is the value of key
-	key     string    // if keyed
-	topics  []*topic  // sorted by name; without those in which it was replaced
-	size    int       // what it counts against HistoryBytes
-	at      time.Time // zero if the log keeps frames of any age
-	holders int       // clients that are being sent the frame
+	seq    uint64    // 0 if the frame was never in a log
+	topics []*topic  // sorted by name; without those in which it was replaced
+	key    string    // if keyed
+	size   int       // what it counts against HistoryBytes
+	at     time.Time // zero if the log keeps frames of any age
 }
 
 // measure returns what a frame counts against HistoryBytes.
@@ -642,7 +639,7 @@ func (b *Broker) evictLocked() {
 			t.evicted = f.seq
 		}
 	}
-	if f.holders > 0 && f.isLarge() {
+	if f.holders > 0 {
 		b.pinned += f.size
 		b.pinnedN++
 	}
@@ -847,7 +844,7 @@ type subscriber struct {
 	resets  int      // of the log, when it was last in it
 	idle    bool     // a keep-alive is due
 	opening []*frame // opens the stream, before anything else
-	held    []*frame // what it is being sent
+	held    *frame   // the large frame that it is being sent, if any
 	end     error    // why the stream is over
 	goodbye error    // why it is once the last batch was sent; for whoever sends it
 	got     uint64   // the round in which it received something last
@@ -867,6 +864,9 @@ type subscriber struct {
 // wants reports whether one of the frame's topics is the subscriber's.
 func (s *subscriber) wants(f *frame) bool {
 	few, many := f.topics, s.topics
+	if len(few) == 1 && len(many) == 1 {
+		return few[0] == many[0]
+	}
 	if len(few) > len(many) {
 		few, many = many, few
 	}
@@ -1223,38 +1223,40 @@ func (s *subscriber) next(batch []*frame) ([]*frame, step) {
 // to the limits of a batch.
 func (b *Broker) readLogLocked(s *subscriber, batch []*frame) []*frame {
 	from, bytes, work := len(batch), 0, 0
-	for s.cursor <= b.log.head && len(batch)-from < batchFrames && bytes < batchBytes && work < batchWork {
+	cursor, start := s.cursor, max(b.log.tail, s.state+1) // before start, only values of keys
+	for cursor <= b.log.head && len(batch)-from < batchFrames && bytes < batchBytes && work < batchWork {
 		var f *frame
-		if from := max(b.log.tail, s.state+1); s.cursor >= from {
-			f = b.log.at(s.cursor)
+		if cursor >= start {
+			f = b.log.at(cursor)
 			work += 1 + min(len(f.topics), len(s.topics))
-		} else if f = s.nextValue(); f == nil || f.seq >= from {
-			s.cursor = from
+		} else if f = s.nextValue(cursor); f == nil || f.seq >= start {
+			cursor = start
 			continue
 		} else {
 			work += 1 + len(s.topics)
 		}
-		s.cursor = f.seq + 1
+		cursor = f.seq + 1
 		if !f.isEnd && s.wants(f) {
 			batch = append(batch, f)
 			bytes += len(f.body)
 		}
 	}
+	s.cursor = cursor
 	b.receivedLocked(s, batch[from:])
 	if s.client && len(batch) > from {
-		s.held = batch[from:]
-		for _, f := range s.held {
+		if f := batch[len(batch)-1]; f.isLarge() { // which is the last, since it is a batch's worth
+			s.held = f
 			f.holders++
 		}
 	}
 	return batch
 }
 
-// nextValue returns the first value of a key from the cursor on, of all topics of s, or
-// nil. It may have been replaced.
-func (s *subscriber) nextValue() (next *frame) {
+// nextValue returns the first value of a key from frame number seq on, of all topics of
+// s, or nil. It may have been replaced.
+func (s *subscriber) nextValue(seq uint64) (next *frame) {
 	for _, t := range s.topics {
-		i := sort.Search(len(t.values), func(i int) bool { return t.values[i].seq >= s.cursor })
+		i := sort.Search(len(t.values), func(i int) bool { return t.values[i].seq >= seq })
 		if i < len(t.values) && (next == nil || t.values[i].seq < next.seq) {
 			next = t.values[i]
 		}
@@ -1268,29 +1270,38 @@ func (b *Broker) receivedLocked(s *subscriber, batch []*frame) {
 		return
 	}
 	s.idle, s.got = false, b.round.Load()
+	var newest *frame // with an ID
+	delivered, replayed := 0, 0
 	for _, f := range batch {
 		if f.id != "" {
-			s.lastID, s.echo = f.id, true
-			s.lastSeq = max(s.lastSeq, f.seq)
+			newest = f
 		}
 		if !f.mark {
-			b.stats.Delivered++
+			delivered++
 		}
 		if f.seq > 0 && f.seq <= s.joined {
-			b.stats.Replayed++
+			replayed++
 		}
+	}
+	b.stats.Delivered += int64(delivered)
+	b.stats.Replayed += int64(replayed)
+	if newest != nil {
+		s.lastID, s.echo = newest.id, true
+		s.lastSeq = max(s.lastSeq, newest.seq)
 	}
 }
 
 // releaseHeldLocked notes that s has been sent what it was to be sent.
 func (b *Broker) releaseHeldLocked(s *subscriber) {
-	for _, f := range s.held {
-		if f.holders--; f.holders == 0 && f.seq < b.log.tail && f.isLarge() {
-			b.pinned -= f.size
-			b.pinnedN--
-		}
+	f := s.held
+	if f == nil {
+		return
 	}
 	s.held = nil
+	if f.holders--; f.holders == 0 && f.seq < b.log.tail {
+		b.pinned -= f.size
+		b.pinnedN--
+	}
 }
 
 // limitPinnedLocked disconnects the clients that have been at a large frame longest,
@@ -1306,10 +1317,8 @@ func (b *Broker) limitPinnedLocked() {
 	}
 	var slow []holder
 	for _, m := range b.subs {
-		if n := len(m.sub.held); n > 0 { // a large frame is the last of its batch
-			if f := m.sub.held[n-1]; f.seq < b.log.tail && f.isLarge() {
-				slow = append(slow, holder{m.sub, f.seq})
-			}
+		if f := m.sub.held; f != nil && f.seq < b.log.tail {
+			slow = append(slow, holder{m.sub, f.seq})
 		}
 	}
 	slices.SortFunc(slow, func(a, b holder) int { return cmp.Compare(a.seq, b.seq) })
@@ -1517,7 +1526,7 @@ func (s *subscriber) goOn(since uint64, upTo, lastID string, yielded bool) []*fr
 	wasReset := s.resets != b.log.resets
 	switch b.checkLostLocked(s); {
 	case !s.lost:
-		if s.nextValue() == nil { // nor is anything for it before the log
+		if s.nextValue(s.cursor) == nil { // nor is anything for it before the log
 			s.cursor = max(s.cursor, b.log.tail)
 		}
 		s.lastSeq = s.cursor - 1

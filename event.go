@@ -164,9 +164,12 @@ func appendField(b []byte, field, value string) []byte {
 
 // A frame is an event as it is written to a stream.
 type frame struct {
-	id   string
-	body string // the event without its ID
-	mark bool   // no event, and not for Subscribe: a comment, a reconnection time, an ID
+	id      string
+	body    string // the event without its ID
+	mark    bool   // no event, and not for Subscribe: a comment, a reconnection time, an ID
+	isEnd   bool   // says that its topics have ended, and is not sent
+	keyed   bool   // the value of a key
+	holders int32  // clients that are being sent the frame, if it is large; guarded by the Broker's mu
 
 	place // in the log of a Broker; zero if it has none
 }
@@ -244,14 +247,16 @@ func appendUpTo(p []byte, s string, skip int) ([]byte, int) {
 // take notes that n bytes of what next returned were written.
 func (r *frameReader) take(n int) {
 	r.skip += n
-	for len(r.frames) > 0 {
-		size := r.frames[0].encodedLen()
+	taken := 0
+	for _, f := range r.frames {
+		size := f.encodedLen()
 		if r.skip < size {
-			return
+			break
 		}
 		r.skip -= size
-		r.frames = r.frames[1:]
+		taken++
 	}
+	r.frames = r.frames[taken:]
 }
 
 var toLF = strings.NewReplacer("\r\n", "\n", "\r", "\n")
