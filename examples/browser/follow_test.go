@@ -577,3 +577,38 @@ func TestFollowAnotherOrigin(t *testing.T) {
 		}
 	})
 }
+
+// What one tab tells another may be lost or doubled as a tab takes over.
+func TestFollowSharedLostAndDoubled(t *testing.T) {
+	everyBrowser(t, func(t *testing.T, open func(*testing.T, string) *page) {
+		broker := &sse.Broker{Retry: 100 * time.Millisecond}
+		site := newFollowSite(t, broker)
+		tabs := openTabs(t, open, site.URL, 3, `{shared: true}`)
+		for _, p := range tabs {
+			p.run(`{
+				const post = BroadcastChannel.prototype.postMessage
+				let n = 0
+				BroadcastChannel.prototype.postMessage = function (message) {
+					if (!message.event || ++n % 4 != 2) post.call(this, message)
+					if (message.event && n % 4 == 1) post.call(this, message)
+				}
+			}`)
+		}
+		var want []sse.Event
+		for i := range 30 {
+			want = append(want, send(t, broker, sse.Event{Data: fmt.Sprint(i)})...)
+			if i%4 == 3 {
+				for _, p := range tabs {
+					wantHeard(p, want)
+				}
+			}
+		}
+		want = append(want, send(t, broker, sse.Event{Data: "the last"})...)
+		for _, p := range tabs {
+			wantHeard(p, want)
+		}
+		if got := site.most.Load(); got != 1 {
+			t.Errorf("the tabs had %d connections at once, want 1", got)
+		}
+	})
+}
