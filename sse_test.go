@@ -3436,6 +3436,9 @@ func followMany(t testing.TB, b *Broker, n int) (publish func()) {
 // One who publishes as fast as possible and those that another topic's event is
 // handed out to do not starve each other.
 func TestTightPublisherAndHandOutDoNotStarveEachOther(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
 	subscribers, rounds := 3000, 30
 	if raceEnabled() {
 		subscribers, rounds = 1000, 7
@@ -3488,6 +3491,9 @@ func TestTightPublisherAndHandOutDoNotStarveEachOther(t *testing.T) {
 
 // The topics of an event take memory as its text does.
 func TestHistoryBytesCountsTopics(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
 	const events, topics, bytes = 1000, 5000, 4 << 20
 	var names []string
 	for i := range topics {
@@ -6506,6 +6512,9 @@ func TestLongHeaderIsNotKept(t *testing.T) {
 // What the Broker keeps of the program's strings it owns: a part of a long string
 // does not keep all of it.
 func TestStringsOfTheProgramAreNotKept(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
 	const n, size = 32, 1 << 20
 	wantLittle := func(t *testing.T, f func(part func(i int) string)) {
 		t.Helper()
@@ -6812,6 +6821,9 @@ func TestMaxAgeLosesNothing(t *testing.T) {
 }
 
 func TestNoMaxAge(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
 	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
 		b := &Broker{}
 		c := serve(t, b).get("/", "")
@@ -7774,6 +7786,9 @@ func TestClientThatDoesNotSendItsBodyHoldsNothing(t *testing.T) {
 // as long as no write has to wait for it: its system answers, though only that
 // there is no room.
 func TestClientThatPausesStays(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
 	for name, serve := range map[string]func(*Broker, http.ResponseWriter, *http.Request, func(error)){
 		"Serve":  func(b *Broker, w http.ResponseWriter, r *http.Request, done func(error)) { done(b.Serve(w, r)) },
 		"Detach": func(b *Broker, w http.ResponseWriter, r *http.Request, done func(error)) { b.Detach(w, r, done) },
@@ -7826,6 +7841,9 @@ func TestClientThatPausesStays(t *testing.T) {
 // What fits in the socket's buffer misses no deadline, though nobody is at the
 // other end any more.
 func TestDetachedDeadPeerIsNoticed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
 	if runtime.GOOS != "linux" {
 		t.Skip("other systems do not tell")
 	}
@@ -9292,6 +9310,9 @@ func BenchmarkPublishBesideDisconnect(b *testing.B) {
 }
 
 func TestShutdownAmongPublishersAndClients(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
 	for range 20 {
 		b := &Broker{Logger: slog.New(slog.DiscardHandler)}
 		srv := httptest.NewServer(b)
@@ -9810,7 +9831,7 @@ func TestModel(t *testing.T) {
 	seeds := *modelSeeds
 	if seeds == 0 {
 		seeds = 1000
-		if raceEnabled() {
+		if raceEnabled() || testing.Short() {
 			seeds = 60
 		}
 	}

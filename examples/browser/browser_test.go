@@ -1,7 +1,7 @@
-// Package browser tests the examples, and the library itself, in a real
-// browser: Chromium, without a window.
+// Package browser tests the examples, and the library itself, in real browsers:
+// Chromium and Firefox, without a window.
 //
-//	apt-get install chromium
+//	apt-get install chromium firefox-esr nginx
 //	go test ./...
 //
 // With SCREENSHOTS=some/folder set, the tests leave pictures of the pages there.
@@ -16,6 +16,7 @@ package browser
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,6 +46,9 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	if quitChromium != nil {
 		quitChromium()
+	}
+	if quitFirefox != nil {
+		quitFirefox()
 	}
 	os.RemoveAll(buildDir)
 	os.Exit(code)
@@ -81,16 +85,34 @@ var chromium = sync.OnceValues(func() (context.Context, error) {
 	return ctx, nil
 })
 
-// A page is a tab in a browser of its own: it shares no cookies, connections or
-// limits with any other page. It is for one goroutine.
+// A page is a tab. In Chromium it has a browser of its own, unless it was opened
+// by openBeside: it shares no cookies, connections or limits with any other page.
+// It is for one goroutine.
 type page struct {
-	t   *testing.T
-	ctx context.Context
+	t     *testing.T
+	ctx   context.Context // of Chromium
+	tab   *firefoxTab     // or of Firefox
+	first *page           // of the pages in one Chromium, nil if it is this one
+	close func()
 }
 
 // open opens url in a page as wide and high as a laptop's, and waits until it
 // has loaded. An exception in the page that nobody catches fails the test.
 func open(t *testing.T, url string) *page {
+	t.Helper()
+	return openChromium(t, url, nil)
+}
+
+// openBeside opens url in another tab of the same browser.
+func (p *page) openBeside(url string) *page {
+	p.t.Helper()
+	if p.tab != nil {
+		return openFirefox(p.t, url)
+	}
+	return openChromium(p.t, url, cmp.Or(p.first, p))
+}
+
+func openChromium(t *testing.T, url string, beside *page) *page {
 	t.Helper()
 	browser, err := chromium()
 	if errors.Is(err, exec.ErrNotFound) && os.Getenv("CI") != "true" {
@@ -99,9 +121,13 @@ func open(t *testing.T, url string) *page {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := chromedp.NewContext(browser, chromedp.WithNewBrowserContext())
+	parent, options := browser, []chromedp.ContextOption{chromedp.WithNewBrowserContext()}
+	if beside != nil {
+		parent, options = beside.ctx, nil
+	}
+	ctx, cancel := chromedp.NewContext(parent, options...)
 	t.Cleanup(cancel)
-	p := &page{t, ctx}
+	p := &page{t: t, ctx: ctx, first: beside, close: cancel}
 	if err := chromedp.Do(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -136,6 +162,11 @@ func (p *page) do(steps ...chromedp.Action[chromedp.Void]) {
 // resolves to.
 func eval[T any](p *page, js string) T {
 	p.t.Helper()
+	if p.tab != nil {
+		var v T
+		p.tab.eval(p.t, js, &v)
+		return v
+	}
 	ctx, cancel := context.WithTimeout(p.ctx, patience)
 	defer cancel()
 	v, err := chromedp.Run(ctx, chromedp.Evaluate[T](js, chromedp.EvalAwaitPromise))
@@ -148,12 +179,20 @@ func eval[T any](p *page, js string) T {
 // run executes JavaScript whose value does not matter.
 func (p *page) run(js string) {
 	p.t.Helper()
+	if p.tab != nil {
+		p.tab.eval(p.t, js, nil)
+		return
+	}
 	eval[chromedp.Void](p, js)
 }
 
 // waitFor waits until a JavaScript expression is truthy.
 func (p *page) waitFor(js string) {
 	p.t.Helper()
+	if p.tab != nil {
+		p.tab.waitFor(p.t, js)
+		return
+	}
 	ctx, cancel := context.WithTimeout(p.ctx, patience)
 	defer cancel()
 	_, err := chromedp.Run(ctx, chromedp.Poll[chromedp.Void](js,
@@ -172,6 +211,11 @@ func (p *page) text(selector string) string {
 // click clicks the element, as a mouse does, once it is visible.
 func (p *page) click(selector string) {
 	p.t.Helper()
+	if p.tab != nil {
+		p.waitFor(fmt.Sprintf("document.querySelector(%q)?.disabled === false", selector))
+		p.run(fmt.Sprintf("document.querySelector(%q).click()", selector))
+		return
+	}
 	p.do(chromedp.Click(chromedp.CSS(selector), chromedp.NodeVisible, chromedp.NodeEnabled))
 }
 
@@ -180,7 +224,7 @@ func (p *page) click(selector string) {
 func (p *page) screenshots(name string) {
 	p.t.Helper()
 	dir := os.Getenv("SCREENSHOTS")
-	if dir == "" {
+	if dir == "" || p.tab != nil {
 		return
 	}
 	for _, screen := range []struct {
@@ -362,19 +406,23 @@ type line struct {
 }
 
 // newLine returns a line to the server at serverURL, which may be stopped and
-// started meanwhile.
+// started meanwhile. unix:///path is a server at a socket in the file system.
 func newLine(t *testing.T, serverURL string) *line {
 	t.Helper()
 	target, err := url.Parse(serverURL)
 	if err != nil {
 		t.Fatal(err)
 	}
+	network, addr, scheme := "tcp", target.Host, target.Scheme
+	if scheme == "unix" {
+		network, addr, scheme = "unix", target.Path, "http"
+	}
 	listener, err := net.Listen("tcp", "localhost:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	l := &line{
-		URL:   target.Scheme + "://" + listener.Addr().String(),
+		URL:   scheme + "://" + listener.Addr().String(),
 		conns: map[net.Conn]bool{},
 	}
 	var accepting sync.WaitGroup
@@ -384,7 +432,7 @@ func newLine(t *testing.T, serverURL string) *line {
 			if err != nil {
 				return
 			}
-			accepting.Go(func() { l.connect(client, target.Host) })
+			accepting.Go(func() { l.connect(client, network, addr) })
 		}
 	})
 	t.Cleanup(func() {
@@ -396,9 +444,9 @@ func newLine(t *testing.T, serverURL string) *line {
 }
 
 // connect passes on what client and the server say until one of them ends.
-func (l *line) connect(client net.Conn, addr string) {
+func (l *line) connect(client net.Conn, network, addr string) {
 	defer l.drop(client)
-	server, err := net.Dial("tcp", addr)
+	server, err := net.Dial(network, addr)
 	if err != nil {
 		return
 	}

@@ -86,6 +86,7 @@ func TestChat(t *testing.T) {
 	carol.sees(said...)
 	ann.seesHere("Ann, Bob, Carol")
 	bob.seesHere("Ann, Bob, Carol")
+	bob.waitFor(`document.querySelector("nav a[href='#lobby']").dataset.clients == "3"`)
 	bob.screenshots("chat")
 
 	// A room keeps its messages to itself.

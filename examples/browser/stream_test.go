@@ -138,7 +138,7 @@ func (by way) serve(t *testing.T, stream http.Handler) *line {
 	mux.Handle("/events", stream)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		io.WriteString(w, `<!doctype html><link rel="icon" href="data:,"><title>test</title>`)
+		io.WriteString(w, `<!doctype html><link rel="icon" href="data:,"><title>test</title>`+firefoxTag())
 	})
 	server := httptest.NewUnstartedServer(mux)
 	server.EnableHTTP2 = by.http2

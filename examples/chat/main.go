@@ -11,11 +11,12 @@ package main
 
 import (
 	"context"
-	"embed"
+	_ "embed"
 	"flag"
 	"fmt"
 	"iter"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -26,10 +27,11 @@ import (
 	"time"
 
 	"github.com/seed22e817d0/sse"
+	"github.com/seed22e817d0/sse/examples/page"
 )
 
 //go:embed index.html
-var files embed.FS
+var html string
 
 const keep = 50 // messages of a room that a newcomer gets
 
@@ -64,7 +66,7 @@ func newChat() *chat {
 
 func (c *chat) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /", http.FileServerFS(files))
+	mux.Handle("GET /", page.Handler(html))
 	mux.HandleFunc("GET /rooms/{room}/events", c.events)
 	mux.HandleFunc("POST /rooms/{room}/messages", c.post)
 	// Or else any page that somebody has open could post in their name.
@@ -80,7 +82,7 @@ func (c *chat) events(w http.ResponseWriter, r *http.Request) {
 	}
 	c.presence(topic, name, +1)
 	defer c.presence(topic, name, -1)
-	err := c.broker.Serve(w, r, topic)
+	err := c.broker.Serve(w, r, topic, "rooms")
 	slog.Info("left", "room", topic, "name", name, "reason", err)
 }
 
@@ -98,6 +100,23 @@ func (c *chat) presence(topic, name string, n int) {
 		delete(here, name)
 	}
 	c.publishLocked(topic, "here", here) // fails only as the server stops
+}
+
+// watch tells all rooms how many are in each, if that has changed.
+func (c *chat) watch(ctx context.Context) {
+	var before map[string]int
+	for ticks := time.Tick(time.Second / 2); ctx.Err() == nil; <-ticks {
+		now := map[string]int{}
+		for name := range c.rooms {
+			now[name] = c.broker.Clients(name)
+		}
+		if !maps.Equal(now, before) {
+			c.mu.Lock()
+			c.publishLocked("rooms", "clients", now)
+			c.mu.Unlock()
+		}
+		before = now
+	}
 }
 
 func (c *chat) post(w http.ResponseWriter, r *http.Request) {
@@ -154,7 +173,7 @@ func main() {
 }
 
 func run() error {
-	addr := flag.String("addr", "localhost:8080", "the address to serve at")
+	addr := flag.String("addr", "localhost:8080", "`address` to serve at")
 	flag.Parse()
 	interrupted, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -164,6 +183,7 @@ func run() error {
 	}
 	fmt.Printf("The chat is at http://%v\n", listener.Addr())
 	c := newChat()
+	go c.watch(interrupted)
 	srv := &http.Server{Handler: c.handler()}
 	failed := make(chan error, 1)
 	go func() { failed <- srv.Serve(listener) }()
@@ -174,9 +194,15 @@ func run() error {
 	case <-interrupted.Done():
 	}
 	stop() // a second Ctrl-C ends the program at once
+
+	// The broker is first, since the server waits for its streams. Each client gets
+	// what it is owed, and is told when to come back. Then the messages that are
+	// being posted have the rest of the time.
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second/2)
 	defer cancel()
-	c.broker.Shutdown(ctx) // first, since the server waits for streams to end
+	if err := c.broker.Shutdown(ctx); err != nil {
+		slog.Warn("clients were cut off", "reason", err)
+	}
 	if srv.Shutdown(ctx) != nil {
 		// Browsers like to open a connection in advance, for which Shutdown
 		// would wait five seconds.

@@ -9,10 +9,11 @@ package main
 
 import (
 	"context"
-	"embed"
+	_ "embed"
 	"flag"
 	"fmt"
 	"iter"
+	"log"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -21,20 +22,20 @@ import (
 	"runtime"
 	"runtime/metrics"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/seed22e817d0/sse"
+	"github.com/seed22e817d0/sse/examples/page"
 )
 
 //go:embed index.html
-var page embed.FS
+var html string
 
 const window = 20 * time.Second // that the page shows
 
 type sample struct {
-	Time       int64   `json:"time"`   // milliseconds since 1970
-	Events     float64 `json:"events"` // delivered per second
+	Time       int64   `json:"time"`       // milliseconds since 1970
+	Deliveries float64 `json:"deliveries"` // per second: one event sent to three clients is three
 	Clients    int     `json:"clients"`
 	Goroutines uint64  `json:"goroutines"`
 	Heap       uint64  `json:"heap"` // bytes
@@ -61,7 +62,7 @@ func newMonitor(every time.Duration) *monitor {
 
 func (m *monitor) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /", http.FileServerFS(page))
+	mux.Handle("GET /", page.Handler(html))
 	mux.Handle("GET /events", &m.broker)
 	mux.HandleFunc("POST /load", load)
 	// Or else any page that somebody has open could put load on the server.
@@ -97,7 +98,7 @@ func (m *monitor) take(now time.Time) {
 	defer m.mu.Unlock()
 	if n := len(m.samples); n > 0 {
 		before := m.samples[max(0, n-max(1, int(time.Second/m.every)))]
-		s.Events = 1000 * float64(s.delivered-before.delivered) / float64(s.Time-before.Time)
+		s.Deliveries = 1000 * float64(s.delivered-before.delivered) / float64(s.Time-before.Time)
 	}
 	m.samples = append(m.samples, s)
 	m.samples = m.samples[max(0, len(m.samples)-int(window/m.every)):]
@@ -118,7 +119,8 @@ func (m *monitor) catchUp(context.Context, sse.Missed) iter.Seq2[sse.Event, erro
 	}
 }
 
-// load makes the figures move for some seconds.
+// load makes the figures move: 100 goroutines hold 100 KiB each, for one to four
+// seconds.
 func load(w http.ResponseWriter, r *http.Request) {
 	for range 100 {
 		go func() {
@@ -131,45 +133,25 @@ func load(w http.ResponseWriter, r *http.Request) {
 }
 
 func main() {
-	if err := run(); err != nil {
-		fmt.Fprintln(os.Stderr, "dashboard:", err)
-		os.Exit(1)
-	}
-}
-
-func run() error {
-	addr := flag.String("addr", "localhost:8080", "the address to serve at")
-	every := flag.Duration("every", 10*time.Millisecond, "the time from one sample to the next")
+	addr := flag.String("addr", "localhost:8080", "`address` to serve at")
+	every := flag.Duration("every", 10*time.Millisecond, "time from one sample to the next")
 	flag.Parse()
 	if *every < time.Millisecond || *every > window {
-		return fmt.Errorf("-every=%v is not between %v and %v", *every, time.Millisecond, window)
+		log.Fatalf("-every=%v is not between %v and %v", *every, time.Millisecond, window)
 	}
-	interrupted, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	listener, err := net.Listen("tcp", *addr)
-	if err != nil {
-		return err
-	}
-	fmt.Printf("The dashboard is at http://%v\n", listener.Addr())
+	interrupted, _ := signal.NotifyContext(context.Background(), os.Interrupt)
 	m := newMonitor(*every)
 	go m.watch(interrupted)
-	srv := &http.Server{Handler: m.handler()}
-	failed := make(chan error, 1)
-	go func() { failed <- srv.Serve(listener) }()
 
-	select {
-	case err := <-failed:
-		return err
-	case <-interrupted.Done():
+	listener, err := net.Listen("tcp", *addr)
+	if err != nil {
+		log.Fatal(err)
 	}
-	stop() // a second Ctrl-C ends the program at once
+	fmt.Printf("The dashboard is at http://%v\n", listener.Addr())
+	go http.Serve(listener, m.handler())
+
+	<-interrupted.Done()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second/2)
 	defer cancel()
-	m.broker.Shutdown(ctx) // first, since the server waits for streams to end
-	if srv.Shutdown(ctx) != nil {
-		// Browsers like to open a connection in advance, for which Shutdown
-		// would wait five seconds.
-		return srv.Close()
-	}
-	return nil
+	m.broker.Shutdown(ctx) // sends browsers what they are owed, and when to come back
 }

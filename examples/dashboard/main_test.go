@@ -77,7 +77,7 @@ func TestCutOff(t *testing.T) {
 	})
 }
 
-func TestEventsPerSecond(t *testing.T) {
+func TestDeliveriesPerSecond(t *testing.T) {
 	for _, every := range []time.Duration{time.Millisecond, 10 * time.Millisecond, 700 * time.Millisecond, 5 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
 			m := watched(t, every)
@@ -88,16 +88,16 @@ func TestEventsPerSecond(t *testing.T) {
 			synctest.Wait()
 			m.mu.Lock()
 			defer m.mu.Unlock()
-			got, want := m.samples[len(m.samples)-1].Events, 3*float64(time.Second)/float64(every)
+			got, want := m.samples[len(m.samples)-1].Deliveries, 3*float64(time.Second)/float64(every)
 			if got < .99*want || got > 1.01*want {
-				t.Errorf("3 clients and a sample every %v: got %v events per second, want %v", every, got, want)
+				t.Errorf("3 clients and a sample every %v: got %v deliveries per second, want %v", every, got, want)
 			}
 		})
 	}
 }
 
 // The rate is that of the last second, or it would jump about.
-func TestEventsOfTheLastSecond(t *testing.T) {
+func TestDeliveriesOfTheLastSecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := watched(t, 10*time.Millisecond)
 		time.Sleep(5 * time.Second)
@@ -106,7 +106,7 @@ func TestEventsOfTheLastSecond(t *testing.T) {
 		synctest.Wait()
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if got := m.samples[len(m.samples)-1].Events; got < 48 || got > 52 {
+		if got := m.samples[len(m.samples)-1].Deliveries; got < 48 || got > 52 {
 			t.Errorf("after half a second of 100 events per second: got %v, want about 50", got)
 		}
 	})

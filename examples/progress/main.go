@@ -3,8 +3,9 @@
 // right there, so it may be reloaded or cut off at any time.
 //
 //	go run ./examples/progress
-//	curl -N localhost:8080/events
-//	curl -X POST localhost:8080/jobs/0/start
+//	curl -X POST localhost:8080/jobs/3/start
+//	curl -N localhost:8080/jobs/3/events    # one job, until it is finished
+//	curl -N localhost:8080/events           # all jobs
 package main
 
 import (
@@ -14,6 +15,7 @@ import (
 	"flag"
 	"fmt"
 	"html/template"
+	"log"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -21,16 +23,16 @@ import (
 	"os/signal"
 	"strconv"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/seed22e817d0/sse"
+	"github.com/seed22e817d0/sse/examples/page"
 )
 
 //go:embed index.html
-var source string
+var html string
 
-var page = template.Must(template.New("page").Parse(source))
+var index = template.Must(template.New("index").Parse(page.Link(html)))
 
 type job struct {
 	ID    int    `json:"id"`
@@ -38,7 +40,13 @@ type job struct {
 	State string `json:"state"` // waiting, running or finished
 	Done  int    `json:"done"`  // of Total steps
 	Total int    `json:"total"`
+
+	run int // how often it was started
 }
+
+// topic is that of the present run, or of the next one if there was none yet. It ends
+// with the run, so each has a name of its own.
+func (j job) topic() string { return fmt.Sprintf("job/%d/%d", j.ID, max(1, j.run)) }
 
 type server struct {
 	broker sse.Broker
@@ -53,17 +61,19 @@ type server struct {
 
 func newServer(ctx context.Context, step time.Duration) *server {
 	return &server{ctx: ctx, step: step, jobs: []job{
-		{0, "Shrink the photos", "waiting", 0, 120},
-		{1, "Index the documents", "waiting", 0, 400},
-		{2, "Copy the archive", "waiting", 0, 800},
-		{3, "Check the backups", "waiting", 0, 60},
+		{0, "Shrink the photos", "waiting", 0, 120, 0},
+		{1, "Index the documents", "waiting", 0, 400, 0},
+		{2, "Copy the archive", "waiting", 0, 800, 0},
+		{3, "Check the backups", "waiting", 0, 60, 0},
 	}}
 }
 
 func (s *server) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", s.index)
-	mux.Handle("GET /events", &s.broker)
+	mux.Handle("GET "+page.Script, page.Handler(""))
+	mux.HandleFunc("GET /events", func(w http.ResponseWriter, r *http.Request) { s.broker.Serve(w, r, "jobs") })
+	mux.HandleFunc("GET /jobs/{id}/events", s.follow)
 	mux.HandleFunc("POST /jobs/{id}/start", s.start)
 	// Or else any page that somebody has open could start jobs here.
 	return http.NewCrossOriginProtection().Handler(mux)
@@ -73,7 +83,7 @@ func (s *server) handler() http.Handler {
 func (s *server) index(w http.ResponseWriter, r *http.Request) {
 	var b bytes.Buffer // so that a slow client does not hold the lock
 	s.mu.Lock()
-	err := page.Execute(&b, map[string]any{"Jobs": s.jobs, "LastEventID": s.broker.LastEventID()})
+	err := index.Execute(&b, map[string]any{"Jobs": s.jobs, "LastEventID": s.broker.LastEventID()})
 	s.mu.Unlock()
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
@@ -82,17 +92,42 @@ func (s *server) index(w http.ResponseWriter, r *http.Request) {
 	w.Write(b.Bytes())
 }
 
-func (s *server) start(w http.ResponseWriter, r *http.Request) {
+// find returns the job that is asked for. If there is none it answers, and is not ok.
+func (s *server) find(w http.ResponseWriter, r *http.Request) (id int, ok bool) {
 	id, err := strconv.Atoi(r.PathValue("id"))
 	if err != nil || id < 0 || id >= len(s.jobs) {
 		http.NotFound(w, r)
+		return 0, false
+	}
+	return id, true
+}
+
+// follow streams a job from its start to its end, for good: a client that comes back
+// after that is not served again.
+func (s *server) follow(w http.ResponseWriter, r *http.Request) {
+	id, ok := s.find(w, r)
+	if !ok {
+		return
+	}
+	s.mu.Lock()
+	topic := s.jobs[id].topic()
+	s.mu.Unlock()
+	if sse.LastEventID(r) == "" {
+		r.Header.Set("Last-Event-ID", sse.Earliest)
+	}
+	s.broker.Serve(w, r, topic)
+}
+
+func (s *server) start(w http.ResponseWriter, r *http.Request) {
+	id, ok := s.find(w, r)
+	if !ok {
 		return
 	}
 	started := s.update(id, func(j *job) bool {
 		if j.State == "running" {
 			return false
 		}
-		j.State, j.Done = "running", 0
+		j.State, j.Done, j.run = "running", 0, j.run+1
 		return true
 	})
 	if !started {
@@ -127,51 +162,35 @@ func (s *server) update(id int, change func(*job) bool) bool {
 	if !change(&s.jobs[id]) {
 		return false
 	}
-	if ev, err := sse.JSON(s.jobs[id]); err == nil {
-		s.broker.Publish(ev) // fails only as the server stops
+	job := s.jobs[id]
+	if ev, err := sse.JSON(job); err == nil {
+		s.broker.Publish(ev, "jobs", job.topic()) // fails only as the server stops
+	}
+	if job.State == "finished" {
+		s.broker.End(job.topic())
 	}
 	return true
 }
 
 func main() {
-	if err := run(); err != nil {
-		fmt.Fprintln(os.Stderr, "progress:", err)
-		os.Exit(1)
-	}
-}
-
-func run() error {
-	addr := flag.String("addr", "localhost:8080", "the address to serve at")
+	addr := flag.String("addr", "localhost:8080", "`address` to serve at")
 	step := flag.Duration("step", 100*time.Millisecond, "what one step of a job takes, on average")
 	flag.Parse()
 	if *step <= 0 {
-		return fmt.Errorf("-step=%v is not positive", *step)
+		log.Fatalf("-step=%v is not positive", *step)
 	}
-	interrupted, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
+	interrupted, _ := signal.NotifyContext(context.Background(), os.Interrupt)
+	s := newServer(interrupted, *step)
+
 	listener, err := net.Listen("tcp", *addr)
 	if err != nil {
-		return err
+		log.Fatal(err)
 	}
 	fmt.Printf("The jobs are at http://%v\n", listener.Addr())
-	s := newServer(interrupted, *step)
-	srv := &http.Server{Handler: s.handler()}
-	failed := make(chan error, 1)
-	go func() { failed <- srv.Serve(listener) }()
+	go http.Serve(listener, s.handler())
 
-	select {
-	case err := <-failed:
-		return err
-	case <-interrupted.Done():
-	}
-	stop() // a second Ctrl-C ends the program at once
+	<-interrupted.Done()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second/2)
 	defer cancel()
-	s.broker.Shutdown(ctx) // first, since the server waits for streams to end
-	if srv.Shutdown(ctx) != nil {
-		// Browsers like to open a connection in advance, for which Shutdown
-		// would wait five seconds.
-		return srv.Close()
-	}
-	return nil
+	s.broker.Shutdown(ctx) // sends browsers what they are owed, and when to come back
 }

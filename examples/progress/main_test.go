@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http/httptest"
 	"regexp"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -52,7 +53,7 @@ func TestFinishedStaysFinished(t *testing.T) {
 		request(t, s, "POST", "/jobs/0/start", "same-origin", 409)
 		time.Sleep(time.Hour)
 		p := open(t, s)
-		if got, want := p.jobs[0], (job{0, "Shrink the photos", "finished", 120, 120}); got != want {
+		if got, want := p.jobs[0], (job{0, "Shrink the photos", "finished", 120, 120, 0}); got != want {
 			t.Errorf("got %+v, want %+v", got, want)
 		}
 		if got := p.follow(t, s); len(got) != 0 {
@@ -60,9 +61,35 @@ func TestFinishedStaysFinished(t *testing.T) {
 		}
 
 		request(t, s, "POST", "/jobs/0/start", "same-origin", 202)
-		if got, want := open(t, s).jobs[0], (job{0, "Shrink the photos", "running", 0, 120}); got != want {
+		if got, want := open(t, s).jobs[0], (job{0, "Shrink the photos", "running", 0, 120, 0}); got != want {
 			t.Errorf("started again: got %+v, want %+v", got, want)
 		}
+	})
+}
+
+// The stream of one job brings all of it, also to those who come late, and ends for good.
+func TestStreamOfOneJobEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(t.Context(), time.Second)
+		for run := range 2 { // the second run is not mixed up with the first
+			if run > 0 {
+				request(t, s, "POST", "/jobs/3/start", "same-origin", 202)
+			}
+			early := make(chan string)
+			go func() { early <- request(t, s, "GET", "/jobs/3/events", "none", 200) }()
+			synctest.Wait()
+			if run == 0 {
+				request(t, s, "POST", "/jobs/3/start", "same-origin", 202)
+			}
+			for i, body := range []string{<-early, request(t, s, "GET", "/jobs/3/events", "none", 200)} {
+				steps := strings.Count(body, "data: {")
+				if steps != 61 || !strings.HasSuffix(body, "id: sse-end\nevent: end\ndata: \n\n") {
+					t.Errorf("run %d, stream %d: got %d steps and the end %q, want 61 and an event end", run, i, steps, body[max(0, len(body)-80):])
+				}
+			}
+			request(t, s, "GET", "/jobs/3/events?lastEventId=sse-end", "none", 204)
+		}
+		request(t, s, "GET", "/jobs/9/events", "none", 404)
 	})
 }
 
@@ -117,7 +144,7 @@ type view struct {
 
 var (
 	jobsInPage = regexp.MustCompile(`for \(const job of (.*?)\) showJob`)
-	idInPage   = regexp.MustCompile(`lastEventId=" \+ (".*?")`)
+	idInPage   = regexp.MustCompile(`lastEventId = (".*?")`)
 )
 
 func open(t *testing.T, s *server) (p view) {
@@ -140,7 +167,7 @@ func (p view) follow(t *testing.T, s *server) (jobs []job) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	for e, err := range s.broker.Subscribe(ctx, p.lastEventID) {
+	for e, err := range s.broker.Subscribe(ctx, p.lastEventID, "jobs") {
 		if err != nil {
 			break
 		}

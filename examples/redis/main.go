@@ -28,13 +28,14 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/seed22e817d0/sse"
+	"github.com/seed22e817d0/sse/examples/page"
 	"github.com/seed22e817d0/sse/examples/redis/redisstream"
 )
 
 //go:embed index.html
 var index string
 
-var page = template.Must(template.New("").Parse(index))
+var html = template.Must(template.New("").Parse(page.Link(index)))
 
 func main() {
 	if err := run(os.Args[1:]); err != nil {
@@ -100,8 +101,9 @@ func serve(ctx context.Context, addr string, addrs []string, stream *redisstream
 		json.NewEncoder(w).Encode(s)
 	})
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
-		page.Execute(w, addrs)
+		html.Execute(w, addrs)
 	})
+	mux.Handle("GET "+page.Script, page.Handler(""))
 
 	srv := &http.Server{Handler: mux}
 	stopped := make(chan struct{})

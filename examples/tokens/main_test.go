@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"strings"
@@ -125,4 +126,82 @@ func ask(t *testing.T, ctx context.Context, prompt string) (events []sse.Event) 
 		events = append(events, e)
 	}
 	return events
+}
+
+// An answer is written once, and whoever reads it has all of it, however often they
+// are cut off.
+func TestAnswerIsWrittenOnceAndReadByAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLibrary(t.Context())
+		w := httptest.NewRecorder()
+		l.handler().ServeHTTP(w, httptest.NewRequest("POST", "/answers?prompt=Hello", nil))
+		url := w.Header().Get("Location")
+		if w.Code != http.StatusCreated || url == "" {
+			t.Fatalf("got status %d and location %q", w.Code, url)
+		}
+		// read reads for so long, from lastEventID on.
+		read := func(lastEventID string, stay time.Duration) (words, newID string, last sse.Event) {
+			ctx, cancel := context.WithTimeout(t.Context(), stay)
+			defer cancel()
+			r := httptest.NewRequestWithContext(ctx, "GET", url, nil)
+			r.Header.Set("Last-Event-ID", lastEventID)
+			w := httptest.NewRecorder()
+			l.handler().ServeHTTP(w, r)
+			decoder := sse.NewDecoder(w.Body)
+			for e, err := range decoder.All() {
+				if err != nil {
+					t.Fatal(err)
+				}
+				if last = e; e.Type == "" {
+					words += e.Data
+				}
+			}
+			return words, decoder.LastEventID(), last
+		}
+		first, id, _ := read("", 20**pace+*pace/2)
+		then, id, _ := read(id, *pace)
+		time.Sleep(10 * *pace)
+		rest, id, last := read(id, time.Hour)
+		if got, want := first+then+rest, fmt.Sprintf(text, "Hello"); got != want || last.Type != "end" {
+			t.Errorf("got %q and then %+v, want %q and an event end", got, last, want)
+		}
+		if got, _, last := read("", time.Second); got != fmt.Sprintf(text, "Hello") || last.Type != "end" {
+			t.Errorf("read afterwards: got %q and then %+v", got, last)
+		}
+		r := httptest.NewRequest("GET", url, nil)
+		r.Header.Set("Last-Event-ID", id)
+		w = httptest.NewRecorder()
+		if l.handler().ServeHTTP(w, r); w.Code != http.StatusNoContent {
+			t.Errorf("asked again with the last ID: got status %d, want 204", w.Code)
+		}
+		if n := len(strings.Fields(first)); n < 15 || n > 21 {
+			t.Errorf("got %d words in the time of 20", n)
+		}
+	})
+}
+
+func TestAnswerIsStopped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLibrary(t.Context())
+		request := func(method, url string) *httptest.ResponseRecorder {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			w := httptest.NewRecorder()
+			l.handler().ServeHTTP(w, httptest.NewRequestWithContext(ctx, method, url, nil))
+			return w
+		}
+		url := request("POST", "/answers?prompt=Hello").Header().Get("Location")
+		time.Sleep(5**pace + *pace/2)
+		if got := request("DELETE", url).Code; got != http.StatusNoContent {
+			t.Errorf("got status %d, want 204", got)
+		}
+		if body := request("GET", url).Body.String(); strings.Count(body, "\nid: ") != 8 || !strings.Contains(body, "event: failed") {
+			t.Errorf("got %q, want the prompt, five words, and an event failed", body)
+		}
+		for _, method := range []string{"GET", "DELETE"} {
+			if got := request(method, "/answers/another").Code; got != http.StatusGone {
+				t.Errorf("%s of an answer that is not there: got status %d, want 410", method, got)
+			}
+		}
+	})
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/seed22e817d0/sse"
 	"github.com/seed22e817d0/sse/examples/interop/internal/tools"
+	"github.com/seed22e817d0/sse/examples/page"
 )
 
 // TestChromium has a page in Chromium follow two streams through each proxy, one
@@ -122,7 +124,11 @@ func (s *site) start(t *testing.T) {
 		s.publishNumber(i + 1)
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("/{$}", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, "follow.html") })
+	html, err := os.ReadFile("follow.html")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mux.Handle("/", page.Handler(string(html)))
 	mux.Handle("/serve", s.noting(plain.handler(s.broker, make(chan error, 100))))
 	mux.Handle("/detach", s.noting(detached.handler(s.broker, make(chan error, 100))))
 	broker, srv := s.broker, &http.Server{Handler: mux}
@@ -140,7 +146,9 @@ func (s *site) start(t *testing.T) {
 // noting is middleware that fills requests.
 func (s *site) noting(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if id := r.Header.Get("Last-Event-ID"); id != "" {
+		if id := r.Header.Get("Last-Event-ID"); r.Method == http.MethodHead {
+			// follow.js asks whether it is welcome.
+		} else if id != "" {
 			s.requests <- "header: " + id
 		} else if id := r.FormValue("lastEventId"); id != "" {
 			s.requests <- "query: " + id
