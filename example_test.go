@@ -1,8 +1,11 @@
 package sse_test
 
 import (
+	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
+	"expvar"
 	"fmt"
 	"io"
 	"iter"
@@ -792,4 +795,223 @@ func ExampleClient_login() {
 	// 5
 	// 6
 	// sse: stream has ended for good
+}
+
+// Shutdown of an http.Server waits for its handlers, and a stream of Serve or
+// NewWriter does not end by itself. What ends it is a case in its select, which
+// RegisterOnShutdown brings about.
+func ExampleServe_shutdown() {
+	closing, closeStreams := context.WithCancel(context.Background())
+	ticks := func(ctx context.Context) iter.Seq2[sse.Event, error] {
+		return func(yield func(sse.Event, error) bool) {
+			for {
+				select {
+				case now := <-time.After(time.Minute):
+					if !yield(sse.Event{Data: now.Format(time.TimeOnly)}, nil) {
+						return
+					}
+				case <-ctx.Done(): // the client has left
+					return
+				case <-closing.Done(): // the client comes back after its reconnection time
+					return
+				}
+			}
+		}
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		sse.Serve(w, r, ticks(r.Context()))
+	})}
+	srv.RegisterOnShutdown(closeStreams)
+	listener, err := net.Listen("tcp", "localhost:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	go srv.Serve(listener)
+
+	resp, err := http.Get("http://" + listener.Addr().String())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer resp.Body.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	fmt.Println("server:", srv.Shutdown(ctx))
+	_, err = sse.NewDecoder(resp.Body).Decode()
+	fmt.Println("client:", err) // io.EOF: the stream ended, and was not cut
+	// Output:
+	// server: <nil>
+	// client: EOF
+}
+
+// A filter for each client is a sequence around that of Subscribe. The handler
+// begins a newcomer's stream at a place that has an ID: a client to whom nothing
+// passed, cut off and back, then misses nothing.
+func ExampleServe_filter() {
+	broker := &sse.Broker{}
+	above := func(limit int, orders iter.Seq2[sse.Event, error]) iter.Seq2[sse.Event, error] {
+		return func(yield func(sse.Event, error) bool) {
+			for ev, err := range orders {
+				amount, _ := strconv.Atoi(ev.Data)
+				passes := amount > limit || ev.Type == "gap" || err != nil
+				if passes && !yield(ev, err) {
+					return
+				}
+			}
+		}
+	}
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		if sse.LastEventID(r) == "" {
+			r.Header.Set("Last-Event-ID", broker.LastEventID())
+		}
+		limit, _ := strconv.Atoi(r.FormValue("above"))
+		orders := broker.Subscribe(r.Context(), sse.LastEventID(r), "orders")
+		sse.Serve(w, r, above(limit, orders))
+	}
+	srv := httptest.NewServer(http.HandlerFunc(handler))
+	defer srv.Close()
+	defer broker.Shutdown(context.Background())
+
+	// A browser takes note of the ID that a stream begins with, and sends it when it
+	// comes back. So does a Client.
+	client := &sse.Client{Logger: slog.New(slog.DiscardHandler), Retry: 10 * time.Millisecond, CheckRetry: func(*http.Request, error) error {
+		_, err := broker.Publish(sse.Event{Data: "2000"}, "orders") // while it is away
+		return err
+	}}
+	go func() {
+		for broker.Stats().Subscribers == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		broker.Publish(sse.Event{Data: "10"}, "orders")
+		srv.CloseClientConnections()
+	}()
+	req, err := http.NewRequest("GET", srv.URL+"?above=1000", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for ev, err := range client.Events(req) {
+		fmt.Println(ev.Data, err)
+		break
+	}
+	// Output: 2000 <nil>
+}
+
+// A user who has enough streams is turned away with status 200 and a reconnection
+// time: at 429, as at any status but 200, a browser gives up for good. To end the
+// user's oldest stream instead would help nobody, for it comes back and ends the
+// next.
+func ExampleBroker_Clients_limit() {
+	broker := &sse.Broker{}
+	const limit = 2 // requests at the same moment may exceed it
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		user := "user/" + r.FormValue("user") // the session knows it
+		if broker.Clients(user) >= limit {
+			if out, err := sse.NewWriter(w, r); err == nil {
+				out.Send(sse.Event{Retry: time.Minute})
+			}
+			return
+		}
+		broker.Serve(w, r, user, "news")
+	}
+	srv := httptest.NewServer(http.HandlerFunc(handler))
+	defer srv.Close()
+	defer broker.Shutdown(context.Background())
+
+	for range 3 {
+		resp, err := http.Get(srv.URL + "?user=7")
+		if err != nil {
+			log.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if broker.Clients("user/7") < limit {
+			continue
+		}
+		text := bufio.NewScanner(resp.Body)
+		for text.Scan() && !strings.HasPrefix(text.Text(), "retry") {
+		}
+		fmt.Println(resp.Status, "and", text.Text())
+	}
+	// Output:
+	// 200 OK and retry: 3000
+	// 200 OK and retry: 60000
+}
+
+// Without a history each client that comes, for the first time or again, gets a
+// snapshot and then what changes it.
+func ExampleBroker_catchUp_snapshot() {
+	var stock atomic.Int64
+	stock.Store(3)
+	now := func() sse.Event { return sse.Event{Data: strconv.FormatInt(stock.Load(), 10) + " umbrellas"} }
+	broker := &sse.Broker{
+		History: -1,
+		Retry:   10 * time.Millisecond,
+		CatchUp: func(context.Context, sse.Missed) iter.Seq2[sse.Event, error] {
+			return func(yield func(sse.Event, error) bool) { yield(now(), nil) }
+		},
+	}
+	srv := httptest.NewServer(broker)
+	defer srv.Close()
+	defer broker.Shutdown(context.Background())
+
+	client := &sse.Client{Logger: slog.New(slog.DiscardHandler), CheckRetry: func(*http.Request, error) error {
+		stock.Add(-1)
+		_, err := broker.Publish(now()) // while it is away
+		return err
+	}}
+	req, err := http.NewRequest("GET", srv.URL, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	got := 0
+	for ev, err := range client.Events(req) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Printf("%s, ID %q\n", ev.Data, ev.ID)
+		switch got++; got {
+		case 1:
+			stock.Add(-1)
+			broker.Publish(now())
+		case 2:
+			srv.CloseClientConnections()
+		default:
+			return
+		}
+	}
+	// Output:
+	// 3 umbrellas, ID ""
+	// 2 umbrellas, ID ""
+	// 1 umbrellas, ID ""
+}
+
+// An ID is unique in the whole Broker. Counters of each topic collide, unless the ID
+// names the topic too.
+func ExampleBroker_Publish_topics() {
+	broker := &sse.Broker{}
+	for _, room := range []string{"room1", "room2"} {
+		_, err := broker.Publish(sse.Event{ID: "7", Data: "hello"}, room)
+		fmt.Println(room, err)
+		id, err := broker.Publish(sse.Event{ID: room + "-7", Data: "hello"}, room)
+		fmt.Println(room, id, err)
+	}
+	// Output:
+	// room1 <nil>
+	// room1 room1-7 <nil>
+	// room2 sse: duplicate event ID "7"
+	// room2 room2-7 <nil>
+}
+
+// The figures of a Broker among those that /debug/vars shows.
+func ExampleBroker_Stats() {
+	broker := &sse.Broker{}
+	if expvar.Get("sse") == nil { // a name can be published once only
+		expvar.Publish("sse", expvar.Func(func() any { return broker.Stats() }))
+	}
+	broker.Publish(sse.Event{Data: "hello"})
+
+	var vars struct{ SSE sse.Stats }
+	resp := httptest.NewRecorder()
+	expvar.Handler().ServeHTTP(resp, httptest.NewRequest("GET", "/debug/vars", nil))
+	err := json.NewDecoder(resp.Body).Decode(&vars)
+	fmt.Println(vars.SSE.Published, "published", err)
+	// Output: 1 published <nil>
 }

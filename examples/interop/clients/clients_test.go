@@ -9,11 +9,13 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"iter"
 	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -21,6 +23,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -295,10 +298,7 @@ func (s *source) serve(ln net.Listener) {
 		}
 	})
 	mux.Handle("GET /", http.FileServer(http.Dir(".")))
-	// The package's modules name each other without ".js".
-	mux.HandleFunc("GET /fetch-event-source/{module}", func(w http.ResponseWriter, r *http.Request) {
-		http.ServeFile(w, r, filepath.Join("../node_modules/@microsoft/fetch-event-source/lib/esm", r.PathValue("module")+".js"))
-	})
+	mux.HandleFunc("GET /fetch-event-source/{module}", fetchEventSourceModule)
 	s.srv = &http.Server{Handler: mux, ConnState: func(c net.Conn, state http.ConnState) {
 		if state == http.StateHijacked {
 			s.mu.Lock()
@@ -308,6 +308,12 @@ func (s *source) serve(ln net.Listener) {
 	}}
 	s.ln = ln
 	go s.srv.Serve(ln)
+}
+
+// fetchEventSourceModule serves the package's modules, which name each other without
+// ".js".
+func fetchEventSourceModule(w http.ResponseWriter, r *http.Request) {
+	http.ServeFile(w, r, filepath.Join("../node_modules/@microsoft/fetch-event-source/lib/esm", r.PathValue("module")+".js"))
 }
 
 // listen is serve at the same address as before.
@@ -501,6 +507,246 @@ func TestCutBeforeFirstEvent(t *testing.T) {
 				if e.Data != want[i].Data {
 					t.Errorf("got event %s, want %s", e, want[i].Data)
 				}
+			}
+		})
+	}
+}
+
+// TestFetchEventSourceWithJSON takes away, one after the other, the lines that a
+// program with @microsoft/fetch-event-source must have.
+func TestFetchEventSourceWithJSON(t *testing.T) {
+	page, err := os.ReadFile("fetch-event-source-json.html")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const empty = "if (!m.data) {\n\t\t\t\treturn // no event: an ID, a reconnection time\n\t\t\t}"
+	const finished = "if (response.status === 204) {\n\t\t\t\tstop.abort() // finished for good; otherwise the package asks again\n\t\t\t}"
+	for _, test := range []struct {
+		name, without string
+		stream        string
+		want          []int
+		requests      int // at least
+		more          bool
+	}{
+		{"a broker", "", "/events/broker", []int{1, 2, 3}, 1, false},
+		// The package leaves each connection open, and over HTTP/1.1 a browser has six.
+		{"a broker, without the return", empty, "/events/broker", []int{}, 6, false},
+		{"a broker, without the return, over HTTP/2", empty, "/events/broker", []int{}, 20, true},
+		{"a finished stream", "", "/events/finished", []int{1, 2, 3}, 2, false},
+		{"a finished stream, without the 204", finished, "/events/finished", []int{1, 2, 3}, 5, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			if !strings.Contains(string(page), test.without) {
+				t.Fatalf("the page has no %q", test.without)
+			}
+			broker := &sse.Broker{Retry: 50 * time.Millisecond}
+			var mu sync.Mutex
+			requests := 0
+			asked := func() int {
+				mu.Lock()
+				defer mu.Unlock()
+				return requests
+			}
+			mux := http.NewServeMux()
+			mux.HandleFunc("GET /events/{stream}", func(w http.ResponseWriter, r *http.Request) {
+				mu.Lock()
+				requests++
+				mu.Unlock()
+				if r.PathValue("stream") == "broker" {
+					broker.Serve(w, r)
+					return
+				}
+				sse.Serve(w, r, func(yield func(sse.Event, error) bool) {
+					yield(sse.Event{Retry: 50 * time.Millisecond}, nil)
+					for _, data := range []string{"1", "2", "3"} {
+						yield(sse.Event{Data: data}, nil)
+					}
+					yield(sse.Event{}, sse.ErrEnded)
+				})
+			})
+			mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Type", "text/html")
+				fmt.Fprint(w, strings.Replace(string(page), test.without, "", 1))
+			})
+			mux.HandleFunc("GET /fetch-event-source/{module}", fetchEventSourceModule)
+			srv := httptest.NewUnstartedServer(mux)
+			if strings.Contains(test.name, "HTTP/2") {
+				srv.EnableHTTP2 = true
+				srv.StartTLS()
+			} else {
+				srv.Start()
+			}
+			t.Cleanup(srv.CloseClientConnections)
+			p := tools.OpenPage(t, srv.URL+"/?stream="+test.stream)
+			waitFor(t, fmt.Sprintf("request %d", test.requests), func() bool { return asked() >= test.requests })
+			if test.stream == "/events/broker" {
+				waitFor(t, "client of the broker for each request", func() bool { return broker.Stats().Clients >= test.requests })
+			}
+			for _, data := range []string{"1", "2", "3"} {
+				if _, err := broker.Publish(sse.Event{Data: data}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			p.WaitFor(fmt.Sprintf("window.got?.length === %d", len(test.want)))
+			if test.more {
+				n := asked()
+				waitFor(t, "further request", func() bool { return asked() > n+3 })
+			} else {
+				time.Sleep(time.Second) // twenty times what it was told to wait
+				if got := asked(); got != test.requests {
+					t.Errorf("got %d requests, want %d", got, test.requests)
+				}
+			}
+			got, err := tools.Eval[[]int](p, "got")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(got, test.want) {
+				t.Errorf("got %v, want %v", got, test.want)
+			}
+		})
+	}
+}
+
+// waitFor waits until the condition holds.
+func waitFor(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !condition(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("there was no %s within %v", what, patience)
+		}
+	}
+}
+
+// TestTurnedAway: what an EventSource does with a status that says "too many", and
+// with 200 and a reconnection time.
+func TestTurnedAway(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		away  func(w http.ResponseWriter, r *http.Request)
+		comes bool
+	}{
+		{"429", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Retry-After", "1")
+			w.WriteHeader(http.StatusTooManyRequests)
+		}, false},
+		{"200 and a reconnection time", func(w http.ResponseWriter, r *http.Request) {
+			if out, err := sse.NewWriter(w, r); err == nil {
+				out.Send(sse.Event{Retry: 200 * time.Millisecond})
+			}
+		}, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			broker := &sse.Broker{}
+			// The user has a stream already, in another tab.
+			ctx, closeTab := context.WithCancel(t.Context())
+			defer closeTab()
+			var turnedAway atomic.Int64
+			mux := http.NewServeMux()
+			mux.HandleFunc("GET /events", func(w http.ResponseWriter, r *http.Request) {
+				if broker.Clients("user/7") >= 1 {
+					turnedAway.Add(1)
+					test.away(w, r)
+					return
+				}
+				broker.Serve(w, r, "user/7")
+			})
+			mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Type", "text/html")
+				io.WriteString(w, `<script>window.got = []; window.source = new EventSource("/events")
+					source.onmessage = e => got.push(e.data)</script>`)
+			})
+			srv := httptest.NewServer(mux)
+			t.Cleanup(srv.CloseClientConnections)
+			r, err := http.NewRequestWithContext(ctx, "GET", srv.URL+"/events", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := http.DefaultClient.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+
+			p := tools.OpenPage(t, srv.URL)
+			if !test.comes {
+				p.WaitFor("window.source?.readyState === EventSource.CLOSED")
+				if got := turnedAway.Load(); got != 1 {
+					t.Errorf("it was turned away %d times, want once", got)
+				}
+				return
+			}
+			waitFor(t, "third request", func() bool { return turnedAway.Load() >= 3 })
+			closeTab()
+			waitFor(t, "end of the other tab's stream, and one for the page", func() bool {
+				broker.Publish(sse.Event{Data: "hello"}, "user/7")
+				n, err := tools.Eval[int](p, "got.length")
+				return err == nil && n > 0
+			})
+		})
+	}
+}
+
+// TestIDThatIsNotASCII: what a client sends when it comes back after such an ID.
+// The standard has it encode the ID as UTF-8, which fetch does not: it refuses some
+// characters, and sends others as Latin-1. So the programs that are made of fetch
+// come back with another ID, or never.
+func TestIDThatIsNotASCII(t *testing.T) {
+	for _, test := range []struct {
+		client string
+		id     string
+		want   string // what comes back; "": nothing ever
+	}{
+		{"Chromium", "plain-1", "plain-1"},
+		{"Chromium", "prix-12-€", "prix-12-€"},
+		{"Chromium", "café", "café"},
+		{"eventsource in Node", "plain-1", "plain-1"},
+		{"eventsource in Node", "prix-12-€", ""},
+		{"eventsource in Node", "café", "caf\xe9"},
+		{"eventsource-parser in Node", "prix-12-€", ""},
+		{"eventsource-parser in Node", "café", "caf\xe9"},
+		{"fetch-event-source in Chromium", "prix-12-€", ""},
+		{"fetch-event-source in Chromium", "café", "caf\xe9"},
+		{"Client", "prix-12-€", "prix-12-€"},
+	} {
+		t.Run(test.client+"/"+test.id, func(t *testing.T) {
+			t.Parallel()
+			requests := make(chan string, 100)
+			mux := http.NewServeMux()
+			mux.HandleFunc("GET /events", func(w http.ResponseWriter, r *http.Request) {
+				requests <- r.Header.Get("Last-Event-ID")
+				sse.Serve(w, r, func(yield func(sse.Event, error) bool) {
+					yield(sse.Event{ID: test.id, Data: "hello", Retry: 50 * time.Millisecond}, nil)
+				})
+			})
+			mux.Handle("GET /", http.FileServer(http.Dir(".")))
+			mux.HandleFunc("GET /fetch-event-source/{module}", fetchEventSourceModule)
+			srv := httptest.NewServer(mux)
+			t.Cleanup(srv.CloseClientConnections)
+			got := reports{}
+			i := slices.IndexFunc(clients, func(c client) bool { return c.name == test.client })
+			clients[i].start(t, srv.URL+"/events", got.report)
+			if events := got.wait(1); len(events) == 0 || events[0].ID != test.id {
+				t.Fatalf("got events %v, want one with ID %q", events, test.id)
+			}
+			<-requests // the first, without an ID
+			if test.want == "" {
+				select {
+				case id := <-requests:
+					t.Errorf("it came back, with ID %q", id)
+				case <-time.After(2 * time.Second): // forty times what it was told to wait
+				}
+				return
+			}
+			select {
+			case id := <-requests:
+				if id != test.want {
+					t.Errorf("it came back with ID %q, want %q", id, test.want)
+				}
+			case <-time.After(patience):
+				t.Error("it did not come back")
 			}
 		})
 	}

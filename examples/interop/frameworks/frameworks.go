@@ -5,6 +5,8 @@ package frameworks
 import (
 	"net/http"
 
+	"github.com/CAFxX/httpcompression"
+	"github.com/NYTimes/gziphandler"
 	"github.com/gin-contrib/gzip"
 	"github.com/gin-gonic/gin"
 	"github.com/go-chi/chi/v5"
@@ -59,4 +61,30 @@ func Echo(broker *sse.Broker) http.Handler {
 		return nil
 	})
 	return e
+}
+
+// GzipHandler mounts the broker behind github.com/NYTimes/gziphandler.
+func GzipHandler(broker *sse.Broker) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /events", uncompressed(broker))
+	return gziphandler.GzipHandler(mux)
+}
+
+// HTTPCompression mounts the broker behind github.com/CAFxX/httpcompression.
+func HTTPCompression(broker *sse.Broker) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /events", uncompressed(broker))
+	compress, err := httpcompression.DefaultAdapter()
+	if err != nil {
+		panic(err) // an option is wrong, and there is none
+	}
+	return compress(mux)
+}
+
+// uncompressed keeps a compressor from holding the stream back.
+func uncompressed(stream http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Encoding", "identity")
+		stream.ServeHTTP(w, r)
+	})
 }

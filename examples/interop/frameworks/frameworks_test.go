@@ -16,6 +16,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/CAFxX/httpcompression"
+	"github.com/NYTimes/gziphandler"
 	"github.com/gin-contrib/gzip"
 	"github.com/gin-gonic/gin"
 	"github.com/go-chi/chi/v5"
@@ -102,7 +104,7 @@ func TestClientThatDoesNotReadIsCutOff(t *testing.T) {
 		if got := broker.Stats().Clients; got != 1 {
 			t.Fatalf("got %d clients, want 1", got)
 		}
-		time.Sleep(3 * time.Second)
+		time.Sleep(3*time.Second + 3*time.Second/8) // it may be an eighth late
 		synctest.Wait()
 		if got := broker.Stats().Clients; got != 0 {
 			t.Errorf("after WriteTimeout got %d clients, want 0", got)
@@ -256,6 +258,80 @@ func TestWhatIsInTheWay(t *testing.T) {
 	}
 }
 
+// TestCompressorsThatHoldBack is for compressors that wait for the first kilobyte, or
+// the first 200 bytes, before they decide. They pass on no flush until then, so not
+// even the headers arrive, unless the answer has a Content-Encoding already.
+func TestCompressorsThatHoldBack(t *testing.T) {
+	compress, err := httpcompression.DefaultAdapter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	broker := func(b *sse.Broker) http.Handler { return b }
+	oneClient := func(*sse.Broker) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			sse.Serve(w, r, func(yield func(sse.Event, error) bool) {
+				yield(sse.Event{Data: "hello"}, nil)
+				<-r.Context().Done()
+			})
+		})
+	}
+	for _, stream := range []mount{{"Broker", broker}, {"Serve", oneClient}} {
+		for _, test := range []struct {
+			name string
+			wrap func(http.Handler) http.Handler
+			want string // part of the error; "": the stream is fine
+		}{
+			{"gziphandler", gziphandler.GzipHandler, "no headers"},
+			{"gziphandler/identity", func(h http.Handler) http.Handler {
+				return gziphandler.GzipHandler(uncompressed(h))
+			}, ""},
+			{"httpcompression", compress, "no headers"},
+			{"httpcompression/identity", func(h http.Handler) http.Handler {
+				return compress(uncompressed(h))
+			}, ""},
+		} {
+			t.Run(stream.name+"/"+test.name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					broker := &sse.Broker{}
+					s := serve(t, broker, mount{"", func(b *sse.Broker) http.Handler {
+						return test.wrap(stream.handler(b))
+					}}, 0)
+					// An event does not bring the headers either.
+					time.AfterFunc(time.Second, func() { broker.Publish(sse.Event{Data: "hello"}) })
+					st, err := tools.Open(t, s.client(t), "http://server/events")
+					if err == nil {
+						err = st.Want("hello")
+					}
+					if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+						t.Errorf("got error %v, want %q", err, test.want)
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestUncompressed is for what README.md shows for those compressors.
+func TestUncompressed(t *testing.T) {
+	each(t, []mount{{"gziphandler", GzipHandler}, {"httpcompression", HTTPCompression}}, func(t *testing.T, m mount, coding string) {
+		broker := &sse.Broker{}
+		s := serve(t, broker, m, 0)
+		st := s.open(t, "/events", "Accept-Encoding", coding)
+		for range 10 {
+			broker.Publish(sse.Event{Data: "hello"})
+			if err := st.Want("hello"); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(20 * time.Second)
+		}
+		st.Leave()
+		synctest.Wait()
+		if got := broker.Stats().Clients; got != 0 {
+			t.Errorf("after the client left got %d clients, want 0", got)
+		}
+	})
+}
+
 // TestWarning: what hides the deadlines, so that Broker.WriteTimeout has no effect,
 // is named in the log.
 func TestWarning(t *testing.T) {
@@ -268,6 +344,8 @@ func TestWarning(t *testing.T) {
 		{compressors[1], "level=WARN msg=\"sse: WriteTimeout has no effect, no deadline can be set\" behind=*gzip.gzipWriter\n"},
 		{compressors[2], ""},
 		{mount{"gin as in README.md", Gin}, ""},
+		{mount{"gziphandler", GzipHandler}, "level=WARN msg=\"sse: WriteTimeout has no effect, no deadline can be set\" behind=gziphandler.GzipResponseWriterWithCloseNotify\n"},
+		{mount{"httpcompression", HTTPCompression}, "level=WARN msg=\"sse: WriteTimeout has no effect, no deadline can be set\" behind=httpcompression.compressWriterWithCloseNotify\n"},
 	} {
 		t.Run(test.mount.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

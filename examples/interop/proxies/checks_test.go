@@ -243,7 +243,7 @@ func many(t *testing.T, s *setup, protocol string, serve serve) (string, error) 
 func http2(t *testing.T, s *setup, _ string, _ serve) (string, error) {
 	addr, ok := strings.CutPrefix(s.urls["HTTP/2"], "https://")
 	if !ok {
-		return "", nil // without TLS nothing is offered
+		return "", nil // without TLS nothing is offered, and squid has none to offer
 	}
 	conn, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2", "http/1.1"}})
 	if err != nil {
@@ -294,16 +294,22 @@ func newBackend(t *testing.T) *backend {
 // gets what becomes of each client.
 func (b *backend) mount(t *testing.T, serve serve, broker *sse.Broker) (path string, left chan error) {
 	left = make(chan error, 100)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	path = "/events/" + strconv.Itoa(len(b.handlers))
-	b.handlers[path] = serve.handler(broker, left)
+	path = b.handle(serve.handler(broker, left))
 	t.Cleanup(func() {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
 		broker.Shutdown(ctx)
 	})
 	return path, left
+}
+
+// handle makes a handler reachable and returns its path.
+func (b *backend) handle(h http.Handler) (path string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	path = "/events/" + strconv.Itoa(len(b.handlers))
+	b.handlers[path] = h
+	return path
 }
 
 // A serve is a way to make a handler of a broker.

@@ -29,12 +29,12 @@ func TestChromium(t *testing.T) {
 			site := &site{addr: "127.0.0.1:" + tools.FreePort(t), requests: make(chan string, 100)}
 			site.start(t)
 			s := p.startBefore(t, site.addr)
-			protocol := "h2"
-			if strings.HasPrefix(p.http2, "http:") {
-				protocol = "http/1.1" // browsers speak HTTP/2 only with TLS
+			protocol, address := "h2", s.urls["HTTP/2"]
+			if !strings.HasPrefix(address, "https:") { // browsers speak HTTP/2 only with TLS
+				protocol, address = "http/1.1", s.urls["HTTP/1.1"]
 			}
 			query := url.Values{"stream": {"/serve", "/detach"}}
-			page := tools.OpenPage(t, s.urls["HTTP/2"]+"/?"+query.Encode())
+			page := tools.OpenPage(t, address+"/?"+query.Encode())
 
 			// The first bytes are there though there is no event, nor a keep-alive.
 			page.WaitFor("window.streams?.length === 2 && streams.every(s => s.openAfter)")

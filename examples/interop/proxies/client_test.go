@@ -37,7 +37,7 @@ func TestClient(t *testing.T) {
 			defer cancel()
 			var followers []*follower
 			var running sync.WaitGroup
-			for _, protocol := range protocols {
+			for _, protocol := range p.protocols() {
 				for _, path := range []string{"/serve", "/detach"} {
 					f := &follower{name: protocol + path, reasons: map[string]int{}}
 					followers = append(followers, f)

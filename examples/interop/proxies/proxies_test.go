@@ -1,4 +1,4 @@
-// Package proxies has a configuration for each of five proxies, to be copied,
+// Package proxies has a configuration for each of seven proxies, to be copied,
 // and the tests that show what they do to a stream.
 package proxies
 
@@ -91,10 +91,32 @@ var (
 		},
 		keepAlives: map[string]int{"HTTP/1.1": 0, "HTTP/2": 2},
 	}
-	all = []proxy{nginx, haproxy, caddy, httpd, varnish}
+	lighttpd = proxy{
+		name: "lighttpd", config: "lighttpd.conf", http2: "https://127.0.0.1:8443",
+		run: func(dir, config string) (string, []string) {
+			return "lighttpd", []string{"-D", "-f", config}
+		},
+		idle:       []edit{{`"read-timeout" => 60`, `"read-timeout" => 4`}},
+		keepAlives: map[string]int{"HTTP/1.1": 1},
+	}
+	squid = proxy{
+		name: "squid", config: "squid.conf", // it speaks no HTTP/2
+		run: func(dir, config string) (string, []string) {
+			return "squid", []string{"-N", "-f", config}
+		},
+		edits: []edit{{"http_access", "pid_filename none\naccess_log none\ncache_log /dev/null\nhttp_access"}},
+		idle:  []edit{{"read_timeout 60 seconds", "read_timeout 5 seconds"}},
+	}
+	all = []proxy{nginx, haproxy, caddy, httpd, varnish, lighttpd, squid}
 )
 
-var protocols = []string{"HTTP/1.1", "HTTP/2"}
+// protocols returns those that a client can speak to the proxy.
+func (p proxy) protocols() []string {
+	if p.http2 == "" {
+		return []string{"HTTP/1.1"}
+	}
+	return []string{"HTTP/1.1", "HTTP/2"}
+}
 
 // TestMain lets many tests run at once: they wait more than they compute.
 func TestMain(m *testing.M) {
@@ -123,7 +145,7 @@ func TestProxies(t *testing.T) {
 				t.Parallel()
 				s := p.start(t)
 				for _, serve := range []serve{plain, detached, chunked} {
-					for _, protocol := range protocols {
+					for _, protocol := range p.protocols() {
 						for _, check := range checks {
 							t.Run(serve.name+"/"+protocol+"/"+check.name, func(t *testing.T) {
 								if !check.quick {
@@ -149,7 +171,7 @@ func TestProxies(t *testing.T) {
 	fmt.Println("| proxy | client speaks | first byte | event | client left: Serve | client left: Detach |")
 	fmt.Println("|---|---|---|---|---|---|")
 	for _, p := range all {
-		for _, protocol := range protocols {
+		for _, protocol := range p.protocols() {
 			figure := func(check string) string { return figures[p.name+protocol+check] }
 			fmt.Printf("| %s | %s | %s | %s | %s | %s |\n", p.name, protocol,
 				figure("ServeFirstBytes"), figure("ServePrompt"), figure("ServeLeave"), figure("DetachLeave"))
@@ -259,6 +281,31 @@ func TestWhatMatters(t *testing.T) {
 		edits:    []edit{{"sub vcl_recv", "sub vcl_backend_response { set beresp.do_gzip = true; }\nsub vcl_recv"}},
 		protocol: "HTTP/1.1", check: prompt, want: "",
 	}, {
+		name: "lighttpd without stream-response-body", proxy: lighttpd,
+		edits:    []edit{{"server.stream-response-body = 2", ""}},
+		protocol: "HTTP/1.1", check: firstBytes, want: "no headers",
+	}, {
+		name: "lighttpd with stream-response-body = 1: events", proxy: lighttpd,
+		edits:    []edit{{"stream-response-body = 2", "stream-response-body = 1"}},
+		protocol: "HTTP/1.1", check: prompt, want: "",
+	}, {
+		name: "lighttpd with stream-response-body = 1: stalling", proxy: lighttpd,
+		edits:    []edit{{"stream-response-body = 2", "stream-response-body = 1"}, {`"read-timeout" => 4`, `"read-timeout" => 60`}},
+		protocol: "HTTP/1.1", check: stalled, want: "not cut off",
+	}, {
+		name: "lighttpd with compression", proxy: lighttpd,
+		edits: []edit{{`"mod_openssl")`, `"mod_openssl", "mod_deflate")` + "\n" +
+			`deflate.mimetypes = ("text/event-stream")` + "\n" + `deflate.allowed-encodings = ("gzip")`}},
+		protocol: "HTTP/1.1", check: prompt, want: "",
+	}, {
+		name: "lighttpd without h2", proxy: lighttpd,
+		edits:    []edit{{"server.port", `server.feature-flags = ("server.h2proto" => "disable")` + "\nserver.port"}},
+		protocol: "HTTP/2", check: http2, want: "want h2",
+	}, {
+		name: "squid with an answer that is not in chunks", proxy: squid,
+		serve:    endless,
+		protocol: "HTTP/1.1", check: firstBytes, want: "",
+	}, {
 		name: "Varnish and an answer that is not in chunks", proxy: varnish,
 		edits:    []edit{{"return (pipe);", ""}},
 		serve:    endless,
@@ -330,10 +377,14 @@ func (p proxy) startBefore(t *testing.T, addr string, edits ...edit) *setup {
 		setting = strings.ReplaceAll(setting, e.before, e.after)
 	}
 	_, port, _ := net.SplitHostPort(addr)
+	own := tools.FreePort(t)
 	ports := strings.NewReplacer(
 		"127.0.0.1:8080", addr,
 		`.port = "8080"`, `.port = "`+port+`"`, // in Varnish's way
-		"127.0.0.1:8000", "127.0.0.1:"+tools.FreePort(t),
+		`"port" => 8080`, `"port" => `+port, // in lighttpd's
+		"parent 8080", "parent "+port, // in squid's
+		"127.0.0.1:8000", "127.0.0.1:"+own,
+		"server.port = 8000", "server.port = "+own,
 		"127.0.0.1:8443", "127.0.0.1:"+tools.FreePort(t),
 	)
 	parts := strings.Split(ports.Replace(setting), "\x00")
@@ -343,10 +394,10 @@ func (p proxy) startBefore(t *testing.T, addr string, edits ...edit) *setup {
 	writeCertificate(t, dir)
 
 	process := tools.Start(t, dir, program, parts[1:]...)
-	s := &setup{proxy: p, urls: map[string]string{
-		"HTTP/1.1": ports.Replace("http://127.0.0.1:8000"),
-		"HTTP/2":   ports.Replace(p.http2),
-	}}
+	s := &setup{proxy: p, urls: map[string]string{"HTTP/1.1": ports.Replace("http://127.0.0.1:8000")}}
+	if p.http2 != "" {
+		s.urls["HTTP/2"] = ports.Replace(p.http2)
+	}
 	for _, url := range s.urls {
 		_, addr, _ := strings.Cut(url, "://")
 		process.Listening(t, addr)
