@@ -9822,6 +9822,7 @@ func TestServeNeedsNoGoroutineOfItsOwn(t *testing.T) {
 var (
 	modelSeeds = flag.Int("model.seeds", 0, "schedules for TestModel to try over each transport; 0: 1,000, or 60 with the race detector")
 	modelFirst = flag.Int64("model.seed", 1, "the first of them")
+	figures    = flag.Bool("figures", false, "print the figures of TestFigures")
 )
 
 // TestModel runs random schedules of publishers, clients and restarts, and
@@ -10979,6 +10980,195 @@ var benchmarkEvents = []struct {
 	{"JSON of 1 KiB", Event{ID: "k3v9x2ab-1f", Data: `{"text":"` + strings.Repeat("x", 1013) + `"}`}},
 	{"100 lines", Event{ID: "k3v9x2ab-1f", Data: strings.Repeat("a line of text\n", 100)}},
 	{"100 lines in CRLF", Event{ID: "k3v9x2ab-1f", Data: strings.Repeat("a line of text\r\n", 100)}},
+}
+
+// What publishers, slow clients and long strings cost, at the sizes of the table in
+// examples/benchmark: go test -v -run TestFigures . -figures
+func TestFigures(t *testing.T) {
+	if !*figures {
+		t.Skip("measures, and asserts nothing: -figures")
+	}
+	t.Run("Publish beside replays", func(t *testing.T) {
+		for _, topics := range []int{1, 200, 1000} {
+			b := &Broker{HistoryBytes: -1}
+			start := b.LastEventID()
+			var names []string
+			for i := range topics {
+				names = append(names, fmt.Sprint("topic ", i))
+			}
+			for range 5000 {
+				b.Publish(Event{Data: "x"}, names...)
+			}
+			b.Publish(Event{Data: "the end"}, "a")
+			ctx, cancel := context.WithCancel(t.Context())
+			var running sync.WaitGroup
+			var read atomic.Int64
+			for range 200 {
+				running.Go(func() {
+					for ctx.Err() == nil {
+						for range b.Subscribe(ctx, start, "a", "b", "c") {
+							read.Add(1)
+							break
+						}
+					}
+				})
+			}
+			time.Sleep(time.Second)
+			var waits []time.Duration
+			for range 11 {
+				began := time.Now()
+				b.Publish(Event{Data: "x"}, "other")
+				waits = append(waits, time.Since(began))
+				time.Sleep(time.Millisecond)
+			}
+			cancel()
+			running.Wait()
+			slices.Sort(waits)
+			fmt.Printf("Publishing: Publish beside 200 that replay 5,000 events of %d topics: median %v, worst %v\n", topics, waits[5], waits[10])
+		}
+	})
+	t.Run("topics of events", func(t *testing.T) {
+		var names []string
+		for i := range 5000 {
+			names = append(names, fmt.Sprint("topic ", i))
+		}
+		b := &Broker{}
+		b.Publish(Event{Data: "x"}, names...)
+		before := heapInUse()
+		for range 2000 {
+			b.Publish(Event{Data: "an event of 20 bytes"}, names...)
+		}
+		fmt.Printf("Publishing: 2,000 events of 20 bytes to 5,000 topics hold %.1f MiB, HistoryBytes 16 MiB\n", float64(heapInUse()-before)/(1<<20))
+		runtime.KeepAlive(b)
+	})
+	for name, serve := range map[string]func(*testing.T, *Broker) *pipeServer{"Serve": serveBroker, "Detach": detachBroker} {
+		t.Run("evicted events, "+name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := &Broker{Logger: slog.New(slog.DiscardHandler)}
+				s := serve(t, b)
+				before := heapInUse()
+				large := strings.Repeat("x", 8<<20)
+				for range 60 {
+					c := s.get("/", "")
+					c.want("")
+					c.stall(true)
+					b.Publish(Event{Data: large})
+					synctest.Wait()
+				}
+				fmt.Printf("Memory: %s: 60 clients that never read and 60 events of 8 MiB: %d MiB\n", name, (heapInUse()-before)>>20)
+			})
+		})
+	}
+	for _, name := range []string{"Serve", "Detach"} {
+		t.Run("stalled clients, "+name, func(t *testing.T) {
+			const clients = 200
+			b := &Broker{WriteTimeout: time.Hour, Logger: slog.New(slog.DiscardHandler)}
+			srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if name == "Serve" {
+					b.Serve(w, r)
+				} else {
+					b.Detach(w, r, nil)
+				}
+			}))
+			srv.Config.ConnState = func(c net.Conn, state http.ConnState) {
+				if state == http.StateNew {
+					c.(*net.TCPConn).SetWriteBuffer(4 << 10)
+				}
+			}
+			srv.Start()
+			inUse := func() int64 {
+				heap := heapInUse()
+				var m runtime.MemStats
+				runtime.ReadMemStats(&m)
+				return heap + int64(m.StackInuse)
+			}
+			none := inUse()
+			for range clients {
+				conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				conn.(*net.TCPConn).SetReadBuffer(4 << 10)
+				fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+				io.ReadFull(conn, make([]byte, 64))
+			}
+			b.Publish(Event{Data: "x"})
+			time.Sleep(time.Second)
+			idle := inUse()
+			for i := range 100 {
+				b.Publish(Event{ID: fmt.Sprint(i), Data: strings.Repeat("x", 20<<10)})
+			}
+			time.Sleep(time.Second)
+			stalled := inUse() - 100*(20<<10+200)
+			fmt.Printf("Memory: %s: an idle client costs %d bytes (the test's end included), a stalled one %d more; %d clients\n", name, (idle-none)/clients, (stalled-idle)/clients, b.Stats().Clients)
+			ctx, cancel := context.WithCancel(context.Background())
+			cancel()
+			b.Shutdown(ctx)
+			srv.Close()
+		})
+	}
+	t.Run("parts of long strings, topics", func(t *testing.T) {
+		b := &Broker{Logger: slog.New(slog.DiscardHandler)}
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			b.Detach(w, r, nil, r.URL.Query().Get("stream"))
+		}))
+		before := heapInUse()
+		rest := strings.Repeat("x", 900<<10)
+		for i := range 200 {
+			conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			fmt.Fprintf(conn, "GET /?stream=%d&rest=%s HTTP/1.1\r\nHost: test\r\n\r\n", i, rest)
+			head := bufio.NewReaderSize(conn, 16)
+			for line := ""; line != "\n"; {
+				if line, err = head.ReadString('\n'); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		time.Sleep(100 * time.Millisecond)
+		fmt.Printf("Strings: 200 detached clients with a topic of a query of 900 KiB: %d MiB\n", (heapInUse()-before)>>20)
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		b.Shutdown(ctx)
+		srv.Close()
+	})
+	t.Run("parts of long strings, IDs", func(t *testing.T) {
+		b := &Broker{}
+		before := heapInUse()
+		for i := range 1000 {
+			message := fmt.Sprint(i, strings.Repeat(" message", 1<<17))
+			b.Publish(Event{ID: message[:strings.IndexByte(message, ' ')], Data: "x"})
+		}
+		fmt.Printf("Strings: 1,000 events whose IDs are parts of messages of 1 MiB: %d MiB\n", (heapInUse()-before)>>20)
+		runtime.KeepAlive(b)
+	})
+	t.Run("fairness", func(t *testing.T) {
+		b := &Broker{History: 300_000, HistoryBytes: -1}
+		publish := followMany(t, b, 3000)
+		for _, tight := range []bool{false, true} {
+			var p *tightPublisher
+			if tight {
+				p = publishTightly(b)
+				time.Sleep(50 * time.Millisecond)
+			}
+			var times []time.Duration
+			for range 30 {
+				began := time.Now()
+				publish()
+				times = append(times, time.Since(began))
+				time.Sleep(10 * time.Millisecond)
+			}
+			if p != nil {
+				p.end()
+			}
+			slices.Sort(times)
+			fmt.Printf("Fairness: an event to 3,000, beside a tight publisher %v: median %v, worst %v\n", tight, times[15], times[29])
+		}
+	})
 }
 
 func BenchmarkEncode(b *testing.B) {
