@@ -245,6 +245,9 @@ type source struct {
 	srv    *http.Server
 	ln     net.Listener
 	taken  []net.Conn // from srv, by Detach
+
+	asked atomic.Int64 // calls of catchUp
+	begun atomic.Int64 // streams of Serve whose first bytes were written
 }
 
 func newSource(t *testing.T, detach bool) *source {
@@ -270,6 +273,7 @@ func (s *source) newBroker() {
 
 // catchUp yields the events after the client's last one from the log.
 func (s *source) catchUp(_ context.Context, missed sse.Missed) iter.Seq2[sse.Event, error] {
+	s.asked.Add(1)
 	return func(yield func(sse.Event, error) bool) {
 		s.mu.Lock()
 		log := s.log
@@ -294,7 +298,7 @@ func (s *source) serve(ln net.Listener) {
 		if s.detach {
 			broker.Detach(w, r, nil)
 		} else {
-			broker.Serve(w, r)
+			broker.Serve(noted{w, sync.OnceFunc(func() { s.begun.Add(1) })}, r)
 		}
 	})
 	mux.Handle("GET /", http.FileServer(http.Dir(".")))
@@ -372,11 +376,30 @@ func (s *source) publish(n int) {
 	}
 }
 
-// waitForClient waits until n clients read.
+// noted is a ResponseWriter that tells of its flushes.
+type noted struct {
+	http.ResponseWriter
+	flushed func()
+}
+
+func (w noted) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w noted) FlushError() error {
+	defer w.flushed()
+	return http.NewResponseController(w.ResponseWriter).Flush()
+}
+
+// waitForClient waits until n clients read. A client is counted before CatchUp is
+// called for it, from when on it gets what is published, and before its place is
+// written, without which it begins anew when it is cut off.
 func (s *source) waitForClient(n int) {
 	s.t.Helper()
 	for range patience / (10 * time.Millisecond) {
-		if s.broker.Stats().Clients == n {
+		reads := s.begun.Load() > 0
+		if s.broker.CatchUp != nil {
+			reads = s.asked.Load() > 0
+		}
+		if s.broker.Stats().Clients == n && (n == 0 || reads) {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)

@@ -21,6 +21,7 @@ var metrics = []struct {
 	{desc("clients", "Clients being served."), prometheus.GaugeValue, func(s sse.Stats) float64 { return float64(s.Clients) }},
 	{desc("subscribers", "Running loops over Subscribe."), prometheus.GaugeValue, func(s sse.Stats) float64 { return float64(s.Subscribers) }},
 	{desc("topics", "Topics with a subscriber or an event in the history."), prometheus.GaugeValue, func(s sse.Stats) float64 { return float64(s.Topics) }},
+	{desc("keys", "Keys that are set."), prometheus.GaugeValue, func(s sse.Stats) float64 { return float64(s.Keys) }},
 	{desc("published_total", "Events published."), prometheus.CounterValue, func(s sse.Stats) float64 { return float64(s.Published) }},
 	{desc("delivered_total", "Events handed out to clients and subscribers."), prometheus.CounterValue, func(s sse.Stats) float64 { return float64(s.Delivered) }},
 	{desc("replayed_total", "Events delivered that were published before the client came."), prometheus.CounterValue, func(s sse.Stats) float64 { return float64(s.Replayed) }},

@@ -42,7 +42,7 @@ func TestScrape(t *testing.T) {
 	refused.Body.Close()
 
 	want := map[string]string{
-		"sse_clients": "gauge 1", "sse_subscribers": "gauge 0", "sse_topics": "gauge 1",
+		"sse_clients": "gauge 1", "sse_subscribers": "gauge 0", "sse_topics": "gauge 1", "sse_keys": "gauge 0",
 		"sse_published_total": "counter 2", "sse_delivered_total": "counter 2", "sse_replayed_total": "counter 1",
 		"sse_too_slow_total": "counter 0", "sse_turned_away_total": "counter 1", "sse_gaps_total": "counter 1",
 	}
@@ -65,8 +65,8 @@ func TestScrape(t *testing.T) {
 func TestEveryFigureIsCollected(t *testing.T) {
 	fields := reflect.TypeFor[sse.Stats]()
 	var names []string
-	for i := range fields.NumField() {
-		name := regexp.MustCompile(`[A-Z]`).ReplaceAllStringFunc(fields.Field(i).Name, func(s string) string {
+	for field := range fields.Fields() {
+		name := regexp.MustCompile(`[A-Z]`).ReplaceAllStringFunc(field.Name, func(s string) string {
 			return "_" + strings.ToLower(s)
 		})
 		names = append(names, name[1:])
@@ -74,12 +74,12 @@ func TestEveryFigureIsCollected(t *testing.T) {
 	if len(names) != len(metrics) {
 		t.Errorf("Stats has %d fields, and %d are collected", len(names), len(metrics))
 	}
-	var text string
+	var text strings.Builder
 	for _, m := range metrics {
-		text += m.desc.String()
+		text.WriteString(m.desc.String())
 	}
 	for _, name := range names {
-		if !strings.Contains(text, `"sse_`+name+`"`) && !strings.Contains(text, `"sse_`+name+`_total"`) {
+		if !strings.Contains(text.String(), `"sse_`+name+`"`) && !strings.Contains(text.String(), `"sse_`+name+`_total"`) {
 			t.Errorf("no metric for %s", name)
 		}
 	}
