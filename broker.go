@@ -634,6 +634,7 @@ func (b *Broker) evictLocked() {
 	for _, t := range f.topics {
 		switch {
 		case f.isEnd:
+			b.loseValuesLocked(t)
 			b.forgetKeysLocked(t)
 			t.forgetEnd(b.log.tail)
 		case !f.keyed: // else it is in t.values
@@ -733,6 +734,20 @@ func (b *Broker) forgetKeysLocked(t *topic) {
 	b.releaseTopicsLocked(t.self)
 }
 
+// loseValuesLocked notes who has not considered all values of t, which will be forgotten.
+func (b *Broker) loseValuesLocked(t *topic) {
+	if len(t.values) == 0 {
+		return
+	}
+	newest := t.values[len(t.values)-1].seq
+	for _, m := range t.members {
+		if s := m.sub; !s.waiting && !s.lost && s.cursor <= newest {
+			s.lost = true
+			b.stats.Gaps++
+		}
+	}
+}
+
 // hasKeys reports whether a topic of s has keys.
 func (s *subscriber) hasKeys() bool {
 	return slices.ContainsFunc(s.topics, func(t *topic) bool { return len(t.keys) > 0 })
@@ -819,6 +834,7 @@ func (m *members) remove(s *subscriber, nth int) {
 //  6. A cursor before log.tail means that frames were missed only if one of the
 //     subscriber's topics lost one from there on, after state. After a Reset all
 //     did. The other frames before log.tail that are for it are values of keys.
+//     If their topic has ended and forgets them, lost is set at once.
 //  7. What next returns counts as received, since a failed write ends the stream.
 //  8. end is set once.
 type subscriber struct {
@@ -1433,7 +1449,7 @@ func (s *subscriber) catchUp(ctx context.Context, send func([]*frame) error) err
 	b.mu.Lock()
 	since, resets := b.log.head+1, b.log.resets
 	missed := Missed{LastEventID: s.lastID, UpTo: b.log.idAfter(b.log.head), Topics: topicNames(s.topics)}
-	s.lost, s.resets, s.cancel = false, resets, cancel
+	s.lost, s.cursor, s.resets, s.cancel = false, since, resets, cancel
 	if s.end != nil {
 		cancel()
 	}
@@ -1508,7 +1524,7 @@ func (s *subscriber) goOn(since uint64, upTo, lastID string, yielded bool) []*fr
 	defer b.unlock()
 	s.cancel = nil
 	if seq, ok := b.log.find(lastID); ok && seq+1 >= b.log.tail {
-		s.cursor, s.lastSeq, s.resets = seq+1, seq, b.log.resets
+		s.lost, s.cursor, s.lastSeq, s.resets = false, seq+1, seq, b.log.resets
 		return nil
 	}
 	s.cursor, s.lastSeq = since, since-1

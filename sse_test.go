@@ -5104,6 +5104,65 @@ func TestHowKeysAreForgotten(t *testing.T) {
 	})
 }
 
+// A topic that has ended forgets its values also before slow clients have had them, which
+// are told of a gap then, and nobody else is.
+func TestValuesForgottenBeforeTheyWereSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{History: 1}
+		follow := func(lastID string, stalled bool, topics ...string) *brokerLoop {
+			loop := newLoop(t, b, lastID, topics...)
+			t.Cleanup(loop.close)
+			loop.stall(stalled)
+			synctest.Wait()
+			return loop
+		}
+		publish := func(topic string, ids ...string) {
+			for _, id := range ids {
+				b.Publish(Event{ID: id, Data: id}, topic)
+			}
+			synctest.Wait()
+		}
+		for i := range 300 { // more than are sent at once
+			set(t, b, "job", fmt.Sprint("k", i, "=1"))
+		}
+		newcomer := follow("", true, "job")
+		here, other := follow(b.LastEventID(), true, "job"), follow(b.LastEventID(), true, "job", "other")
+		reads, late := follow(b.LastEventID(), false, "job", "other"), follow(b.LastEventID(), true, "other", "x")
+		publish("job", "begin")
+		publish("x", "x")
+		set(t, b, "job", "last=1")
+		synctest.Wait()
+		if err := b.End("job"); err != nil {
+			t.Fatal(err)
+		}
+		for range 1000 {
+			b.Publish(Event{Data: "busy"}, "busy")
+		}
+		set(t, b, "other", "a=1")
+		publish("other", "after")
+		for _, l := range []*brokerLoop{newcomer, here, other, late} {
+			l.stall(false)
+		}
+		here.want("begin gap:begin")
+		other.want("begin gap:begin a=1 after")
+		reads.want("begin last=1 a=1 after")
+		late.want("x a=1 after")
+		got := newcomer.events()
+		if len(got) != 257 || got[256].Type != "gap" {
+			t.Errorf("newcomer: got %d events, want 256 values and a gap", len(got))
+		}
+		for _, l := range []*brokerLoop{newcomer, here} {
+			if err := l.ended(); !errors.Is(err, ErrEnded) {
+				t.Errorf("got %v, want ErrEnded", err)
+			}
+		}
+		follow("", false, "job", "other").want("a=1")
+		if got := b.Stats().Gaps; got != 3 {
+			t.Errorf("gaps: got %d, want 3", got)
+		}
+	})
+}
+
 // A value that was replaced takes no memory once it has left the history, and a key that is
 // part of a long string does not keep that.
 func TestKeysTakeLittle(t *testing.T) {
