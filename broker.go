@@ -1529,11 +1529,14 @@ func (s *subscriber) goOn(since uint64, upTo, lastID string, yielded bool) []*fr
 	}
 	s.cursor, s.lastSeq = since, since-1
 	wasReset := s.resets != b.log.resets
-	switch b.checkLostLocked(s); {
+	b.checkLostLocked(s)
+	if v := s.nextValue(); v != nil && v.seq < b.log.tail && !s.lost {
+		s.lost = true // CatchUp may have yielded the value, and others after it
+		b.stats.Gaps++
+	}
+	switch {
 	case !s.lost:
-		if s.nextValue() == nil { // nor is anything for it before the log
-			s.cursor = max(s.cursor, b.log.tail)
-		}
+		s.cursor = max(s.cursor, b.log.tail) // nor is anything for it before the log
 		s.lastSeq = s.cursor - 1
 		return b.placeMark(b.log.idAfter(s.lastSeq))
 	case yielded || wasReset:

@@ -5163,6 +5163,49 @@ func TestValuesForgottenBeforeTheyWereSent(t *testing.T) {
 	})
 }
 
+// CatchUp is called again if values published since the call have left the history: it may
+// have yielded them.
+func TestCatchUpIsAskedAgainForKeptValues(t *testing.T) {
+	for _, yields := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			b := &Broker{History: 1}
+			calls := controlCatchUp(b)
+			publishIDs(t, b, "before")
+			loop := followBroker(t, b, "")
+			call, want := <-calls, "before"
+			set(t, b, "", "a=1", "b=1")
+			for range 1000 {
+				b.Publish(Event{Data: "x"}, "other")
+			}
+			if yields { // all there is by now
+				call.events <- Event{ID: "a=1", Data: "a=1"}
+				call.events <- Event{ID: "b=1", Data: "b=1"}
+				want = "b=1"
+			}
+			close(call.events)
+			synctest.Wait()
+			select {
+			case call = <-calls:
+			default:
+				t.Fatalf("CatchUp was not asked again, and the loop got %v", loop.events())
+			}
+			if call.id != want {
+				t.Errorf("CatchUp was asked again with %q, want %q", call.id, want)
+			}
+			set(t, b, "", "c=1")
+			if !yields {
+				call.events <- Event{ID: "b=1", Data: "b=1"}
+			}
+			close(call.events)
+			want = "b=1 c=1"
+			if yields {
+				want = "a=1 b=1 c=1"
+			}
+			loop.want(want)
+		})
+	}
+}
+
 // A value that was replaced takes no memory once it has left the history, and a key that is
 // part of a long string does not keep that.
 func TestKeysTakeLittle(t *testing.T) {
