@@ -641,7 +641,7 @@ func (b *Broker) evictLocked() {
 			t.evicted = f.seq
 		}
 	}
-	if f.holders > 0 && f.isLarge() {
+	if f.holders > 0 && b.isPinnable(f) {
 		b.pinned += f.size
 		b.pinnedN++
 	}
@@ -714,6 +714,9 @@ func (b *Broker) forgetKeyLocked(t *topic, key string) {
 	old.topics = rest
 	if old.seq >= b.log.tail {
 		t.refs--
+	} else if old.holders > 0 && b.isPinnable(old) {
+		b.pinned += old.size
+		b.pinnedN++
 	}
 	if t.replaced++; t.replaced > len(t.values)/2 {
 		t.values = slices.DeleteFunc(t.values, func(f *frame) bool { return !slices.Contains(f.topics, t) })
@@ -1299,12 +1302,18 @@ func (b *Broker) receivedLocked(s *subscriber, batch []*frame) {
 // releaseHeldLocked notes that s has been sent what it was to be sent.
 func (b *Broker) releaseHeldLocked(s *subscriber) {
 	for _, f := range s.held {
-		if f.holders--; f.holders == 0 && f.seq < b.log.tail && f.isLarge() {
+		if f.holders--; f.holders == 0 && b.isPinnable(f) {
 			b.pinned -= f.size
 			b.pinnedN--
 		}
 	}
 	s.held = nil
+}
+
+// isPinnable reports whether f is large and is kept for those alone who are being sent it:
+// it has left the log, and is no key's value.
+func (b *Broker) isPinnable(f *frame) bool {
+	return f.isLarge() && f.seq < b.log.tail && (!f.keyed || len(f.topics) == 0)
 }
 
 // limitPinnedLocked disconnects the clients that have been at a large frame longest,
@@ -1321,7 +1330,7 @@ func (b *Broker) limitPinnedLocked() {
 	var slow []holder
 	for _, m := range b.subs {
 		if n := len(m.sub.held); n > 0 { // a large frame is the last of its batch
-			if f := m.sub.held[n-1]; f.seq < b.log.tail && f.isLarge() {
+			if f := m.sub.held[n-1]; b.isPinnable(f) {
 				slow = append(slow, holder{m.sub, f.seq})
 			}
 		}

@@ -5206,6 +5206,52 @@ func TestCatchUpIsAskedAgainForKeptValues(t *testing.T) {
 	}
 }
 
+// Large values count against what slow clients may keep from being freed once they were
+// replaced, and not before.
+func TestSlowClientsOfLargeValues(t *testing.T) {
+	const clients, size, bytes = 6, 512 << 10, 1 << 20
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{HistoryBytes: bytes, Logger: slog.New(slog.DiscardHandler)}
+		s := serve(t, b)
+		large := Event{Data: strings.Repeat("x", size)}
+		for i := range clients {
+			b.Set("k", large, fmt.Sprint(i))
+		}
+		b.Publish(Event{Data: strings.Repeat("x", bytes)}, "other")
+		for i := range clients { // those that read leave nothing behind
+			for range 3 {
+				c := s.get(fmt.Sprint("/?topic=", i), "")
+				if got := c.events(); len(got) == 0 || len(got[0].Data) != size {
+					t.Fatalf("got %d events, want the value", len(got))
+				}
+			}
+		}
+		var all []*pipeClient
+		for i := range clients {
+			c := s.getStalled(fmt.Sprint("/?topic=", i), "")
+			c.read(1000)
+			synctest.Wait() // it is in its value
+			all = append(all, c)
+		}
+		b.Publish(Event{Data: "x"}, "other")
+		if err := s.served(); err != errNotServed {
+			t.Errorf("got %v, want nobody cut off: the values are kept anyway", err)
+		}
+		for i := range clients {
+			b.Set("k", Event{Data: "x"}, fmt.Sprint(i))
+			synctest.Wait()
+		}
+		if err := s.served(); !errors.Is(err, ErrTooSlow) {
+			t.Errorf("got %v, want ErrTooSlow: the values were replaced", err)
+		}
+		last := all[clients-1]
+		last.stall(false)
+		if got := last.events(); len(got) == 0 || len(got[0].Data) != size || last.ended() != nil {
+			t.Errorf("the last one: got %d events and %v, want its value", len(got), last.ended())
+		}
+	})
+}
+
 // A value that was replaced takes no memory once it has left the history, and a key that is
 // part of a long string does not keep that.
 func TestKeysTakeLittle(t *testing.T) {
