@@ -10328,7 +10328,9 @@ func (m *model) step() {
 		case n < 215:
 			m.end(n % 3)
 		case n < 220 && c.conn == nil: // it learns of the new names
-			c.topics = m.called(c.wanted)
+			topics := m.called(c.wanted)
+			c.blind = c.blind || topics != c.topics && c.id != "" // what these had before its place
+			c.topics = topics
 		default: // in the midst of an event, or about there
 			if c.conn != nil && !c.stalled {
 				m.publish(c.wanted, n)
