@@ -633,13 +633,14 @@ func (b *Broker) evictLocked() {
 	for _, t := range f.topics {
 		switch {
 		case f.isEnd:
+			b.loseValuesLocked(t)
 			b.forgetKeysLocked(t)
 			t.forgetEnd(b.log.tail)
 		case !f.keyed: // else it is in t.values
 			t.evicted = f.seq
 		}
 	}
-	if f.holders > 0 {
+	if f.holders > 0 && b.isPinnable(f) {
 		b.pinned += f.size
 		b.pinnedN++
 	}
@@ -712,6 +713,9 @@ func (b *Broker) forgetKeyLocked(t *topic, key string) {
 	old.topics = rest
 	if old.seq >= b.log.tail {
 		t.refs--
+	} else if old.holders > 0 && b.isPinnable(old) {
+		b.pinned += old.size
+		b.pinnedN++
 	}
 	if t.replaced++; t.replaced > len(t.values)/2 {
 		t.values = slices.DeleteFunc(t.values, func(f *frame) bool { return !slices.Contains(f.topics, t) })
@@ -730,6 +734,20 @@ func (b *Broker) forgetKeysLocked(t *topic) {
 	}
 	t.keys, t.values, t.replaced = nil, nil, 0
 	b.releaseTopicsLocked(t.self)
+}
+
+// loseValuesLocked notes who has not considered all values of t, which will be forgotten.
+func (b *Broker) loseValuesLocked(t *topic) {
+	if len(t.values) == 0 {
+		return
+	}
+	newest := t.values[len(t.values)-1].seq
+	for _, m := range t.members {
+		if s := m.sub; !s.waiting && !s.lost && s.cursor <= newest {
+			s.lost = true
+			b.stats.Gaps++
+		}
+	}
 }
 
 // hasKeys reports whether a topic of s has keys.
@@ -818,6 +836,7 @@ func (m *members) remove(s *subscriber, nth int) {
 //  6. A cursor before log.tail means that frames were missed only if one of the
 //     subscriber's topics lost one from there on, after state. After a Reset all
 //     did. The other frames before log.tail that are for it are values of keys.
+//     If their topic has ended and forgets them, lost is set at once.
 //  7. What next returns counts as received, since a failed write ends the stream.
 //  8. end is set once.
 type subscriber struct {
@@ -1298,10 +1317,16 @@ func (b *Broker) releaseHeldLocked(s *subscriber) {
 		return
 	}
 	s.held = nil
-	if f.holders--; f.holders == 0 && f.seq < b.log.tail {
+	if f.holders--; f.holders == 0 && b.isPinnable(f) {
 		b.pinned -= f.size
 		b.pinnedN--
 	}
+}
+
+// isPinnable reports whether f is large and is kept for those alone who are being sent it:
+// it has left the log, and is no key's value.
+func (b *Broker) isPinnable(f *frame) bool {
+	return f.isLarge() && f.seq < b.log.tail && (!f.keyed || len(f.topics) == 0)
 }
 
 // limitPinnedLocked disconnects the clients that have been at a large frame longest,
@@ -1317,7 +1342,7 @@ func (b *Broker) limitPinnedLocked() {
 	}
 	var slow []holder
 	for _, m := range b.subs {
-		if f := m.sub.held; f != nil && f.seq < b.log.tail {
+		if f := m.sub.held; f != nil && b.isPinnable(f) {
 			slow = append(slow, holder{m.sub, f.seq})
 		}
 	}
@@ -1444,7 +1469,7 @@ func (s *subscriber) catchUp(ctx context.Context, send func([]*frame) error) err
 	b.mu.Lock()
 	since, resets := b.log.head+1, b.log.resets
 	missed := Missed{LastEventID: s.lastID, UpTo: b.log.idAfter(b.log.head), Topics: topicNames(s.topics)}
-	s.lost, s.resets, s.cancel = false, resets, cancel
+	s.lost, s.cursor, s.resets, s.cancel = false, since, resets, cancel
 	if s.end != nil {
 		cancel()
 	}
@@ -1519,16 +1544,19 @@ func (s *subscriber) goOn(since uint64, upTo, lastID string, yielded bool) []*fr
 	defer b.unlock()
 	s.cancel = nil
 	if seq, ok := b.log.find(lastID); ok && seq+1 >= b.log.tail {
-		s.cursor, s.lastSeq, s.resets = seq+1, seq, b.log.resets
+		s.lost, s.cursor, s.lastSeq, s.resets = false, seq+1, seq, b.log.resets
 		return nil
 	}
 	s.cursor, s.lastSeq = since, since-1
 	wasReset := s.resets != b.log.resets
-	switch b.checkLostLocked(s); {
+	b.checkLostLocked(s)
+	if v := s.nextValue(s.cursor); v != nil && v.seq < b.log.tail && !s.lost {
+		s.lost = true // CatchUp may have yielded the value, and others after it
+		b.stats.Gaps++
+	}
+	switch {
 	case !s.lost:
-		if s.nextValue(s.cursor) == nil { // nor is anything for it before the log
-			s.cursor = max(s.cursor, b.log.tail)
-		}
+		s.cursor = max(s.cursor, b.log.tail) // nor is anything for it before the log
 		s.lastSeq = s.cursor - 1
 		return b.placeMark(b.log.idAfter(s.lastSeq))
 	case yielded || wasReset:

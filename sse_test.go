@@ -5110,6 +5110,154 @@ func TestHowKeysAreForgotten(t *testing.T) {
 	})
 }
 
+// A topic that has ended forgets its values also before slow clients have had them, which
+// are told of a gap then, and nobody else is.
+func TestValuesForgottenBeforeTheyWereSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{History: 1}
+		follow := func(lastID string, stalled bool, topics ...string) *brokerLoop {
+			loop := newLoop(t, b, lastID, topics...)
+			t.Cleanup(loop.close)
+			loop.stall(stalled)
+			synctest.Wait()
+			return loop
+		}
+		publish := func(topic string, ids ...string) {
+			for _, id := range ids {
+				b.Publish(Event{ID: id, Data: id}, topic)
+			}
+			synctest.Wait()
+		}
+		for i := range 300 { // more than are sent at once
+			set(t, b, "job", fmt.Sprint("k", i, "=1"))
+		}
+		newcomer := follow("", true, "job")
+		here, other := follow(b.LastEventID(), true, "job"), follow(b.LastEventID(), true, "job", "other")
+		reads, late := follow(b.LastEventID(), false, "job", "other"), follow(b.LastEventID(), true, "other", "x")
+		publish("job", "begin")
+		publish("x", "x")
+		set(t, b, "job", "last=1")
+		synctest.Wait()
+		if err := b.End("job"); err != nil {
+			t.Fatal(err)
+		}
+		for range 1000 {
+			b.Publish(Event{Data: "busy"}, "busy")
+		}
+		set(t, b, "other", "a=1")
+		publish("other", "after")
+		for _, l := range []*brokerLoop{newcomer, here, other, late} {
+			l.stall(false)
+		}
+		here.want("begin gap:begin")
+		other.want("begin gap:begin a=1 after")
+		reads.want("begin last=1 a=1 after")
+		late.want("x a=1 after")
+		got := newcomer.events()
+		if len(got) != 257 || got[256].Type != "gap" {
+			t.Errorf("newcomer: got %d events, want 256 values and a gap", len(got))
+		}
+		for _, l := range []*brokerLoop{newcomer, here} {
+			if err := l.ended(); !errors.Is(err, ErrEnded) {
+				t.Errorf("got %v, want ErrEnded", err)
+			}
+		}
+		follow("", false, "job", "other").want("a=1")
+		if got := b.Stats().Gaps; got != 3 {
+			t.Errorf("gaps: got %d, want 3", got)
+		}
+	})
+}
+
+// CatchUp is called again if values published since the call have left the history: it may
+// have yielded them.
+func TestCatchUpIsAskedAgainForKeptValues(t *testing.T) {
+	for _, yields := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			b := &Broker{History: 1}
+			calls := controlCatchUp(b)
+			publishIDs(t, b, "before")
+			loop := followBroker(t, b, "")
+			call, want := <-calls, "before"
+			set(t, b, "", "a=1", "b=1")
+			for range 1000 {
+				b.Publish(Event{Data: "x"}, "other")
+			}
+			if yields { // all there is by now
+				call.events <- Event{ID: "a=1", Data: "a=1"}
+				call.events <- Event{ID: "b=1", Data: "b=1"}
+				want = "b=1"
+			}
+			close(call.events)
+			synctest.Wait()
+			select {
+			case call = <-calls:
+			default:
+				t.Fatalf("CatchUp was not asked again, and the loop got %v", loop.events())
+			}
+			if call.id != want {
+				t.Errorf("CatchUp was asked again with %q, want %q", call.id, want)
+			}
+			set(t, b, "", "c=1")
+			if !yields {
+				call.events <- Event{ID: "b=1", Data: "b=1"}
+			}
+			close(call.events)
+			want = "b=1 c=1"
+			if yields {
+				want = "a=1 b=1 c=1"
+			}
+			loop.want(want)
+		})
+	}
+}
+
+// Large values count against what slow clients may keep from being freed once they were
+// replaced, and not before.
+func TestSlowClientsOfLargeValues(t *testing.T) {
+	const clients, size, bytes = 6, 512 << 10, 1 << 20
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{HistoryBytes: bytes, Logger: slog.New(slog.DiscardHandler)}
+		s := serve(t, b)
+		large := Event{Data: strings.Repeat("x", size)}
+		for i := range clients {
+			b.Set("k", large, fmt.Sprint(i))
+		}
+		b.Publish(Event{Data: strings.Repeat("x", bytes)}, "other")
+		for i := range clients { // those that read leave nothing behind
+			for range 3 {
+				c := s.get(fmt.Sprint("/?topic=", i), "")
+				if got := c.events(); len(got) == 0 || len(got[0].Data) != size {
+					t.Fatalf("got %d events, want the value", len(got))
+				}
+			}
+		}
+		var all []*pipeClient
+		for i := range clients {
+			c := s.getStalled(fmt.Sprint("/?topic=", i), "")
+			c.read(1000)
+			synctest.Wait() // it is in its value
+			all = append(all, c)
+		}
+		b.Publish(Event{Data: "x"}, "other")
+		if err := s.served(); err != errNotServed {
+			t.Errorf("got %v, want nobody cut off: the values are kept anyway", err)
+		}
+		for i := range clients {
+			b.Set("k", Event{Data: "x"}, fmt.Sprint(i))
+			synctest.Wait()
+		}
+		if err := s.served(); !errors.Is(err, ErrTooSlow) {
+			t.Errorf("got %v, want ErrTooSlow: the values were replaced", err)
+		}
+		last := all[clients-1]
+		last.stall(false)
+		if got := last.events(); len(got) == 0 || len(got[0].Data) != size || last.ended() != nil {
+			t.Errorf("the last one: got %d events and %v, want its value", len(got), last.ended())
+		}
+	})
+}
+
 // A value that was replaced takes no memory once it has left the history, and a key that is
 // part of a long string does not keep that.
 func TestKeysTakeLittle(t *testing.T) {
@@ -9911,6 +10059,32 @@ type modelEvent struct {
 	at     time.Time
 	size   int
 	isEnd  bool // of a topic; it is no event, and has no ID
+
+	// Of Set and Remove. The maps say in which topics the event is no longer the
+	// value of the key: since the event at which place, or how many there were as
+	// the Broker forgot its keys.
+	key       string
+	removes   bool
+	replaced  map[int]int
+	forgotten map[int]int
+}
+
+// isValue reports whether the event was Set.
+func (e modelEvent) isValue() bool { return e.key != "" && !e.removes }
+
+// unreplaced returns those of the topics in which the event is owed: all of them, unless it
+// was Set and replaced.
+func (e modelEvent) unreplaced(topics uint64) uint64 {
+	for bit := range e.replaced {
+		topics &^= 1 << bit
+	}
+	return topics & e.topics
+}
+
+// A modelKey is a key in the topic with this bit.
+type modelKey struct {
+	bit int
+	key string
 }
 
 // A model is what the Broker ought to be: a log of all events, of which the
@@ -9945,6 +10119,9 @@ type model struct {
 	failed bool   // it did, since the last settle
 	asleep int    // calls of CatchUp that take their time
 	serial int    // of events
+
+	keys   int              // so many there are for Set and Remove; 0: they are not called
+	values map[modelKey]int // the places before the newest of each
 
 	// Each of the three topics has one name after the other, since a name is best used
 	// once. A bit stands for a name.
@@ -9984,6 +10161,18 @@ type modelClient struct {
 	over       bool // it was told the end
 	sentAway   bool // by Disconnect
 	limit      int  // sentAway: it gets no event from this place on
+
+	// It is sent the values of keys first, from before a place between stateLo and
+	// stateHi, and what else is before that is not for it. Values that were
+	// forgotten before place stateAt are not, or need not be.
+	stateLo, stateHi, stateAt int
+
+	pulledFrom             int // all that it will get was decided on when there were so many events
+	blockedFrom, blockedTo int // while there were so many, nothing was
+	blocked                bool
+
+	view  map[modelKey]int // what a page would show: the place before each value
+	blind bool             // it does not know the state that it began with
 }
 
 // A modelMoment is when a client connected: the earliest or the latest moment
@@ -9993,6 +10182,7 @@ type modelMoment struct {
 	known       bool // the client's ID
 	place       int
 	ended       bool // all its topics have, as far as the history knows
+	keys        bool // its topics have some
 }
 
 func (m *model) next() int {
@@ -10015,7 +10205,7 @@ func (m *model) errorf(format string, args ...any) {
 func runModel(t *testing.T, transport modelTransport, schedule []byte) {
 	m := &model{
 		t: t, transport: transport, schedule: schedule,
-		byData: map[string]int{}, places: map[string]int{}, moved: map[string]int{},
+		byData: map[string]int{}, places: map[string]int{}, moved: map[string]int{}, values: map[modelKey]int{},
 		listener: newPipeListener(),
 		names:    []string{"", "a", "b"}, present: [3]int{0, 1, 2}, ends: make([]int, 3),
 	}
@@ -10031,6 +10221,7 @@ func runModel(t *testing.T, transport modelTransport, schedule []byte) {
 	m.delay = []time.Duration{0, 0, 10 * time.Millisecond, 30 * time.Millisecond}[m.next()%4]
 	m.explicit = []int{0, 2, 4}[m.next()%3]
 	m.crowd = []int{0, 0, 0, 0, 0, 0, 0, 40}[m.next()%8]
+	m.keys = []int{0, 0, 1, 3, 3, 40, 400}[m.next()%7]
 	if m.config.History < 0 {
 		m.catchUp = "" // without a history nobody can tell where CatchUp ended
 	}
@@ -10042,6 +10233,7 @@ func runModel(t *testing.T, transport modelTransport, schedule []byte) {
 		topics := m.next()
 		m.clients = append(m.clients, &modelClient{
 			name: fmt.Sprintf("client %d", i), wanted: uint8(topics%7 + 1), topics: m.called(uint8(topics%7 + 1)), query: topics >= 128,
+			view: map[modelKey]int{},
 		})
 	}
 	for len(m.schedule) > 0 && !t.Failed() {
@@ -10145,6 +10337,10 @@ func (m *model) step() {
 		case n < 80 && c.conn == nil:
 			// A page that was rendered now, or a client with an odd ID.
 			c.id = []string{m.broker.LastEventID(), "nobody", m.prefix + "zzz", m.prefix + "01", "é"}[n%5]
+			clear(c.view)
+			if c.blind = false; n%5 == 0 {
+				m.view(c, len(m.log))
+			}
 		case n < 90 && c.conn == nil:
 			c.id = []string{"", Earliest}[n%2]
 		case n < 150:
@@ -10154,7 +10350,9 @@ func (m *model) step() {
 		case n < 215:
 			m.end(n % 3)
 		case n < 220 && c.conn == nil: // it learns of the new names
-			c.topics = m.called(c.wanted)
+			topics := m.called(c.wanted)
+			c.blind = c.blind || topics != c.topics && c.id != "" // what these had before its place
+			c.topics = topics
 		default: // in the midst of an event, or about there
 			if c.conn != nil && !c.stalled {
 				m.publish(c.wanted, n)
@@ -10240,6 +10438,11 @@ func (m *model) reading(c *modelClient) {
 
 func (m *model) read(c *modelClient) {
 	if c.conn != nil && c.stalled {
+		if c.blocked {
+			m.mu.Lock()
+			c.blockedTo, c.blocked = len(m.log), false
+			m.mu.Unlock()
+		}
 		c.stalled = false
 		c.conn.stall(false)
 	}
@@ -10261,6 +10464,7 @@ func (m *model) start() {
 	m.mu.Lock()
 	m.broker, m.closed, m.ended = b, false, 0
 	m.base, m.forgot, m.bytes = len(m.log), len(m.log), 0
+	m.forgetKeys(-1)
 	if m.config.History >= 0 {
 		id := b.LastEventID()
 		m.prefix = id[:strings.Index(id, "-")+1]
@@ -10299,7 +10503,7 @@ func (m *model) stop(patience time.Duration) {
 			c.conn.close()
 		}
 		owed = owed && m.config.MaxAge == 0
-		if i := m.owed(c.pos, len(m.log), c.topics); owed && i >= 0 && m.catchUp == "" {
+		if i := m.owed(c, c.pos, len(m.log)); owed && i >= 0 && m.catchUp == "" {
 			m.errorf("%s: Shutdown ended its stream at place %d before it had event %q", c.name, c.pos, m.log[i].Data)
 		}
 	}
@@ -10317,7 +10521,13 @@ func (m *model) restart(n int) {
 		patience = time.Second
 	}
 	m.stop(patience)
-	before := m.log[m.base:]
+	before, reset := m.log[m.base:], m.resetAt-m.base
+	for i := len(before) - 1; i >= 0; i-- { // or some of what makes up the state would be left out
+		if e := before[i]; e.key != "" && (i < reset || len(e.forgotten) > 0 || !strings.HasPrefix(e.ID, "own")) {
+			before = before[i+1:]
+			break
+		}
+	}
 	m.start()
 	if n&1 == 0 || m.catchUp != "" {
 		return
@@ -10326,7 +10536,7 @@ func (m *model) restart(n int) {
 		if !strings.HasPrefix(e.ID, "own") || e.topics == 0 {
 			continue
 		}
-		m.publishEvent(e.Event, e.topics)
+		m.publishEvent(e.Event, e.topics, e.key, e.removes)
 	}
 }
 
@@ -10359,16 +10569,27 @@ func (m *model) publish(topics uint8, kind int) {
 			return
 		}
 	}
-	names := m.called(topics)
+	key, names := "", m.called(topics)
+	if m.keys > 0 && kind>>2&15 >= 6 {
+		key = fmt.Sprint("key ", m.serial*(1+kind>>6)%m.keys)
+	}
 	m.mu.Unlock()
-	m.publishEvent(ev, names)
+	m.publishEvent(ev, names, key, kind>>2&15 >= 14)
 }
 
-// publishEvent publishes ev and has the model do the same.
-func (m *model) publishEvent(ev Event, topics uint64) {
+// publishEvent publishes ev, by Set or Remove if there is a key, and has the model do the
+// same.
+func (m *model) publishEvent(ev Event, topics uint64, key string, removes bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if _, err := m.broker.Publish(ev, m.namesOf(topics)...); err != nil {
+	publish := m.broker.Publish
+	switch {
+	case removes && key != "":
+		publish = func(ev Event, topics ...string) (string, error) { return m.broker.Remove(key, ev, topics...) }
+	case key != "":
+		publish = func(ev Event, topics ...string) (string, error) { return m.broker.Set(key, ev, topics...) }
+	}
+	if _, err := publish(ev, m.namesOf(topics)...); err != nil {
 		if !errors.Is(err, ErrClosed) && !(errors.Is(err, ErrEnded) && topics&m.ended != 0) {
 			m.errorf("Publish: %v", err)
 		}
@@ -10389,6 +10610,20 @@ func (m *model) publishEvent(ev Event, topics uint64) {
 		size += len(names[0])
 	}
 	e := modelEvent{Event: ev, topics: topics, at: time.Now(), size: size} // what counts against HistoryBytes
+	e.key, e.removes, e.replaced, e.forgotten = key, removes, map[int]int{}, map[int]int{}
+	for bit := range m.names {
+		at := modelKey{bit, key}
+		if key == "" || topics>>bit&1 == 0 {
+			continue
+		}
+		if before, ok := m.values[at]; ok {
+			m.log[before].replaced[bit] = len(m.log)
+			delete(m.values, at)
+		}
+		if !removes {
+			m.values[at] = len(m.log)
+		}
+	}
 	m.append(e)
 	m.identify(e.ID)
 	m.evict()
@@ -10399,7 +10634,112 @@ func (m *model) evict() {
 	m.bytes += m.log[len(m.log)-1].size
 	for m.forgot < len(m.log)-1 && m.forgets(m.log[m.forgot]) {
 		m.bytes -= m.log[m.forgot].size
+		if m.log[m.forgot].isEnd {
+			for bit, at := range m.ends {
+				if at == m.forgot && m.ended>>bit&1 == 1 {
+					m.forgetKeys(bit)
+				}
+			}
+		}
 		m.forgot++
+	}
+	if got := m.broker.Stats().Keys; got != len(m.values) {
+		m.errorf("Stats: got %d keys, want %d", got, len(m.values))
+	}
+}
+
+// forgetKeys notes that the Broker has forgotten the keys of the topic with this bit; negative:
+// of all.
+func (m *model) forgetKeys(bit int) {
+	for at, place := range m.values {
+		if bit < 0 || at.bit == bit {
+			m.log[place].forgotten[at.bit] = len(m.log)
+			delete(m.values, at)
+		}
+	}
+}
+
+// view gives c the values that its topics have when there are so many events.
+func (m *model) view(c *modelClient, events int) {
+	clear(c.view)
+	for i, e := range m.log[:events] {
+		for bit := range m.names {
+			at := modelKey{bit, e.key}
+			switch forgotten, ok := e.forgotten[bit]; {
+			case !e.isValue() || e.topics&c.topics>>bit&1 == 0 || ok && forgotten <= events:
+			default:
+				if replaced, ok := e.replaced[bit]; !ok || replaced >= events {
+					c.view[at] = i
+				}
+			}
+		}
+	}
+}
+
+// see has c show the event at this place, in the topics in which nothing that is to come
+// replaces it.
+func (m *model) see(c *modelClient, place int) {
+	e := m.log[place]
+	for bit := range m.names {
+		switch {
+		case e.key == "" || e.unreplaced(c.topics)>>bit&1 == 0:
+		case e.removes:
+			delete(c.view, modelKey{bit, e.key})
+		default:
+			c.view[modelKey{bit, e.key}] = place
+		}
+	}
+}
+
+// checkView checks that c, which has all there is, shows the newest value of each key.
+func (m *model) checkView(c *modelClient) {
+	if c.blind {
+		return
+	}
+	for at, place := range m.values {
+		shown, ok := c.view[at]
+		if c.topics>>at.bit&1 == 1 && (!ok || m.log[shown].Data != m.log[place].Data) {
+			m.errorf("%s, of topics %b, shows place %d, %v for %s in topic %d, want event %q at place %d",
+				c.name, c.topics, shown, ok, at.key, at.bit, m.log[place].Data, place)
+		}
+	}
+	for at, shown := range c.view {
+		_, current := m.values[at]
+		_, forgotten := m.log[shown].forgotten[at.bit]
+		if c.topics>>at.bit&1 == 1 && !current && !forgotten {
+			m.errorf("%s shows event %q at place %d for %s in topic %d, which was removed", c.name, m.log[shown].Data, shown, at.key, at.bit)
+		}
+	}
+}
+
+// tooLate reports whether the value at this place had been replaced or forgotten when the
+// client's next events were decided on.
+func (m *model) tooLate(c *modelClient, place int) bool {
+	e := m.log[place]
+	if !e.isValue() || m.catchUp != "" {
+		return false
+	}
+	last := 0 // the place after which it was nobody's
+	for bit := range m.names {
+		if e.topics&c.topics>>bit&1 == 0 {
+			continue
+		}
+		replaced, ok := e.replaced[bit]
+		if forgotten, gone := e.forgotten[bit]; !ok && gone && place < c.stateLo {
+			replaced, ok = forgotten-1, true
+		}
+		if !ok {
+			return false
+		}
+		last = max(last, replaced)
+	}
+	return last < c.pulledFrom || place >= c.blockedFrom && last < c.blockedTo
+}
+
+// begins notes that c is sent the state first: values from before a place between lo and hi.
+func (m *model) begins(c *modelClient, lo, hi, at int) {
+	if m.keys > 0 {
+		c.posLo, c.pos, c.stateLo, c.stateHi, c.stateAt = 0, 0, lo, hi, at
 	}
 }
 
@@ -10467,6 +10807,7 @@ func (m *model) reset(kind int) {
 	}
 	m.identify(missed.ID)
 	m.forgot, m.resetAt, m.bytes = len(m.log), len(m.log), 0
+	m.forgetKeys(-1)
 }
 
 // forgets reports whether the oldest event in the ring is one too many.
@@ -10505,6 +10846,9 @@ func (m *model) moment(c *modelClient, id string) modelMoment {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := modelMoment{head: len(m.log), ended: true}
+	for at := range m.values {
+		now.keys = now.keys || c.topics>>at.bit&1 == 1
+	}
 	for bit, at := range m.ends {
 		if c.topics>>bit&1 == 1 && (m.ended>>bit&1 == 0 || at < m.forgot) {
 			now.ended = false
@@ -10530,11 +10874,20 @@ func (m *model) moment(c *modelClient, id string) modelMoment {
 	return now
 }
 
-// owed returns the index of the first event of the topics from place lo up to
-// hi, or -1.
-func (m *model) owed(lo, hi int, topics uint64) int {
+// owed returns the index of the first event that c must get from place lo up to hi, or
+// -1.
+func (m *model) owed(c *modelClient, lo, hi int) int {
 	for i := lo; i < hi; i++ {
-		if m.log[i].topics&topics != 0 {
+		e := m.log[i]
+		topics := e.unreplaced(c.topics)
+		if i < c.stateHi {
+			for bit, at := range e.forgotten {
+				if at <= c.stateAt {
+					topics &^= 1 << bit
+				}
+			}
+		}
+		if topics != 0 && (e.isValue() || i >= c.stateHi) {
 			return i
 		}
 	}
@@ -10547,6 +10900,12 @@ func (m *model) connect(c *modelClient, stalled bool) {
 	c.fresh, c.begun, c.stalled, c.wasStalled = true, false, stalled, stalled
 	c.drained, c.parked, c.leaves, c.wasReset = false, false, false, false
 	c.sentAway, c.over = false, false
+	c.stateLo, c.stateHi, c.pulledFrom = 0, 0, c.lo.head
+	c.blockedFrom, c.blockedTo, c.blocked = 0, 0, false
+	if c.id == "" || c.id == Earliest || m.config.History < 0 {
+		clear(c.view)
+		c.blind = c.id == "" && m.catchUp == "log of those who were here"
+	}
 	c.hi, c.joined = modelMoment{head: -1}, false
 	c.conn = m.transport.connect(m, c)
 	c.conn.stall(stalled)
@@ -10645,7 +11004,7 @@ func (m *model) checkEnd(c *modelClient) {
 			last = max(last, at)
 		}
 	}
-	switch i := m.owed(c.pos, last, c.topics); {
+	switch i := m.owed(c, c.pos, last); {
 	case c.topics&^m.ended != 0:
 		m.errorf("%s of topics %b was told the end, while only %b have ended", c.name, c.topics, m.ended)
 	case c.lost && c.fresh:
@@ -10693,7 +11052,9 @@ func (m *model) check(c *modelClient) {
 		if c.came == Earliest && !c.newcomer {
 			c.pos = max(c.lo.place, c.hi.place)
 		}
-		if place, ok := m.place(c.came); ok { // a Reset may have given the ID another place meanwhile
+		if m.catchUp == "" && (c.newcomer || c.came != "" && m.config.History < 0) || c.came == Earliest && !c.newcomer {
+			m.begins(c, c.posLo, c.pos, c.hi.head)
+		} else if place, ok := m.place(c.came); ok { // a Reset may have given the ID another place meanwhile
 			c.posLo, c.pos = min(c.posLo, place), max(c.pos, place)
 		}
 	}
@@ -10745,7 +11106,10 @@ func (m *model) check(c *modelClient) {
 	}
 	if !c.stalled && !c.leaves {
 		c.drained = true
-		if i := m.owed(c.pos, len(m.log), c.topics); i >= 0 {
+		if c.pos < c.stateLo && m.transport.blocks && m.config.History >= 0 && !c.over {
+			m.errorf("%s, at place %d, was not told a position after its state, up to %d", c.name, c.pos, c.stateLo)
+		}
+		if i := m.owed(c, c.pos, len(m.log)); i >= 0 {
 			m.errorf("%s, at place %d with ID %q, did not get event %q", c.name, c.pos, c.id, m.log[i].Data)
 		}
 		if c.lost && c.fresh {
@@ -10753,7 +11117,10 @@ func (m *model) check(c *modelClient) {
 		}
 	}
 	if c.drained {
-		c.floor = m.forgot
+		m.checkView(c)
+		c.floor, c.pulledFrom = m.forgot, len(m.log)
+	} else if c.stalled && !c.blocked && m.owed(c, c.pos, len(m.log)) >= 0 {
+		c.blockedFrom, c.blockedTo, c.blocked = len(m.log), 0, true // it is being sent that
 	}
 	c.parked = c.parked && c.stalled
 	c.wasStalled, c.wasReset = c.stalled, false
@@ -10786,7 +11153,8 @@ func (m *model) checkBlock(c *modelClient, block pipeBlock) {
 		if err != nil || place < c.posLo {
 			m.errorf("%s, at place %d, got a snapshot of place %q", c.name, c.posLo, block.Data)
 		}
-		c.fresh, c.posLo, c.pos = false, place, place
+		c.fresh, c.posLo, c.pos, c.stateLo, c.stateHi = false, place, place, 0, 0
+		m.view(c, place)
 	case block.Type == "gap":
 		m.checkGap(c, block)
 	case !block.HasData:
@@ -10803,11 +11171,20 @@ func (m *model) checkBlock(c *modelClient, block pipeBlock) {
 		m.errorf("%s came with %q and got event %q without being told of a gap", c.name, c.came, e.Data)
 	case i < c.posLo:
 		m.errorf("%s, at place %d, got event %q at place %d again or too late", c.name, c.posLo, e.Data, i)
-	case m.owed(c.pos, i, c.topics) >= 0:
-		lost := m.owed(c.pos, i, c.topics)
+	case m.owed(c, c.pos, i) >= 0:
+		lost := m.owed(c, c.pos, i)
 		m.errorf("%s, at place %d, got event %q at place %d before or without %q at place %d", c.name, c.pos, e.Data, i, m.log[lost].Data, lost)
+	case i < c.stateLo && !e.isValue():
+		m.errorf("%s got event %q at place %d, which is no value, while it is sent the state up to %d", c.name, e.Data, i, c.stateLo)
+	case m.tooLate(c, i):
+		m.errorf("%s got event %q at place %d, replaced at %v or forgotten at %v, which was so %d events ago, or while it read nothing, from %d to %d",
+			c.name, e.Data, i, e.replaced, e.forgotten, len(m.log)-c.pulledFrom, c.blockedFrom, c.blockedTo)
 	default:
 		c.fresh, c.posLo, c.pos = false, i+1, i+1
+		if !e.isValue() {
+			c.stateHi = min(c.stateHi, i+1)
+		}
+		m.see(c, i)
 	}
 }
 
@@ -10815,18 +11192,32 @@ func (m *model) checkBlock(c *modelClient, block pipeBlock) {
 func (m *model) checkGap(c *modelClient, block pipeBlock) {
 	fresh := c.fresh
 	c.fresh = false
+	clear(c.view)
+	c.blind = false
 	place, known := m.place(block.ID)
 	switch {
 	case m.catchUp != "":
 		m.errorf("%s was told of a gap, in spite of CatchUp", c.name)
 		return
-	case block.Data != c.id && c.id != Earliest && (m.transport.blocks || c.id != "") && !(c.query && c.id == c.came && block.Data == ""):
+	case block.Data != c.id && c.id != Earliest && (m.transport.blocks || c.id != "" && m.keys == 0) && !(c.query && c.id == c.came && block.Data == ""):
 		m.errorf("%s was told of a gap after %q, want %q", c.name, block.Data, c.id)
 	case m.config.History < 0: // the gap's end is not told
 		if c.posLo >= m.forgot {
 			m.errorf("%s, at place %d, was told of a gap, while the ring begins at %d", c.name, c.posLo, m.forgot)
 		}
 		c.pos = m.forgot
+		m.begins(c, c.floor, m.afterEnds(m.forgot), len(m.log))
+		return
+	case block.ID == "" && m.keys > 0: // not before the state was sent
+		upTo := m.afterEnds(m.forgot)
+		if fresh {
+			upTo = max(upTo, m.afterEnds(c.hi.first))
+		}
+		if c.parked && m.transport.name != "detach" && m.crowd == 0 && !m.missed(c, c.posLo, upTo) {
+			m.errorf("%s, at place %d, was told of a gap up to %d at most, in which it missed nothing", c.name, c.posLo, upTo)
+		}
+		c.parked = false
+		m.begins(c, c.floor, upTo, len(m.log))
 		return
 	case !known:
 		m.errorf("%s was told of a gap, with the strange ID %q", c.name, block.ID)
@@ -10836,16 +11227,31 @@ func (m *model) checkGap(c *modelClient, block pipeBlock) {
 		}
 	case place <= c.posLo, place > m.afterEnds(m.forgot), place < c.floor:
 		m.errorf("%s, at place %d, was told of a gap up to %d, while the ring began between %d and %d", c.name, c.posLo, place, c.floor, m.forgot)
-	case c.parked && m.transport.name != "detach" && m.crowd == 0 && m.owed(c.posLo, place, c.topics) < 0:
+	case c.parked && m.transport.name != "detach" && m.crowd == 0 && m.owed(c, c.posLo, place) < 0:
 		m.errorf("%s, at place %d, was told of a gap up to %d, in which it missed nothing", c.name, c.posLo, place)
 	}
 	c.parked = false
 	c.isAt(block.ID, place, m)
+	for at, before := range m.values {
+		if c.topics>>at.bit&1 == 1 && before < place {
+			m.errorf("%s was told the place %d after a gap, before event %q at place %d, the value of %s", c.name, place, m.log[before].Data, before, at.key)
+		}
+	}
+}
+
+// missed reports whether something of c's between these places is no longer to be had.
+func (m *model) missed(c *modelClient, from, to int) bool {
+	for i := from; i < to; i++ {
+		if e := m.log[i]; e.topics&c.topics != 0 && (!e.isValue() && i >= c.stateLo || len(e.forgotten) > 0) {
+			return true
+		}
+	}
+	return false
 }
 
 // isAt notes the client's place, of which the ID was told.
 func (c *modelClient) isAt(id string, place int, m *model) {
-	c.posLo, c.pos = place, place
+	c.posLo, c.pos, c.stateLo, c.stateHi = place, place, 0, 0
 	if before, ok := m.moved[id]; ok { // it may have been told before that
 		c.posLo = min(c.posLo, before)
 	}
@@ -10855,7 +11261,7 @@ func (c *modelClient) isAt(id string, place int, m *model) {
 // one that renews the client's ID.
 func (m *model) checkMark(c *modelClient, block pipeBlock) {
 	preamble := !c.begun
-	if preamble && c.came == "" && m.catchUp == "" && m.config.History >= 0 && !block.HasID {
+	if preamble && c.came == "" && m.catchUp == "" && m.config.History >= 0 && !block.HasID && !c.lo.keys && c.lo.head == c.hi.head {
 		m.errorf("%s came without an ID and got %q, want one", c.name, block.Raw)
 	}
 	if !block.HasID {
@@ -10868,7 +11274,7 @@ func (m *model) checkMark(c *modelClient, block pipeBlock) {
 		return
 	}
 	place, known := m.place(block.ID)
-	if !known || place < c.posLo || m.owed(c.pos, place, c.topics) >= 0 {
+	if !known || place < max(c.posLo, c.stateLo) || m.owed(c, c.pos, place) >= 0 {
 		m.errorf("%s, at place %d to %d, was told that it had all before %q, which is place %d", c.name, c.posLo, c.pos, block.ID, place)
 	}
 	c.isAt(block.ID, place, m)
