@@ -2448,6 +2448,26 @@ func TestWriterKeepsHeaders(t *testing.T) {
 	}
 }
 
+// Over HTTP/2 the Date is the Writer's own, and the same as net/http's.
+func TestWriterSendsTheDate(t *testing.T) {
+	eachWireProtocol(t, func(t *testing.T, protocol string) {
+		const mine = "Mon, 02 Jan 2006 15:04:05 GMT"
+		for _, set := range [][]string{nil, {mine}} {
+			srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
+				if set != nil {
+					w.Header()["Date"] = set
+				}
+				begin(t, w, r)
+			})
+			want := cmp.Or(strings.Join(set, ""), time.Now().UTC().Format(http.TimeFormat))
+			client := openWireStream(t, srv, "GET", nil)
+			if got := client.response.Header["Date"]; !slices.Equal(got, []string{want}) {
+				t.Errorf("Date set to %q: got %q, want %q", set, got, want)
+			}
+		}
+	})
+}
+
 func TestWriterIntoRecorder(t *testing.T) {
 	w := httptest.NewRecorder()
 	out, err := NewWriter(w, httptest.NewRequest("GET", "/", nil))
