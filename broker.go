@@ -1978,7 +1978,7 @@ func (b *Broker) sweep() {
 	b.round.Add(1)
 	b.walkLocked(&b.subs, func(s *subscriber) bool {
 		switch {
-		case s.expires > 0 && b.round.Load() >= s.expires && s.cancel == nil:
+		case s.end == nil && s.expires > 0 && b.round.Load() >= s.expires && s.cancel == nil:
 			b.endLocked(s, errTooOld)
 		case s.waiting:
 			b.lookAtIdleLocked(s)

@@ -6806,6 +6806,26 @@ func TestMaxAge(t *testing.T) {
 }
 
 // A client comes back with its ID and misses nothing.
+// WriteTimeout ends a write that is under way as the stream becomes too old.
+func TestMaxAgeOfAClientThatDoesNotRead(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{MaxAge: time.Minute}
+		s := serve(t, b)
+		c := s.get("/", "")
+		c.want("")
+		time.Sleep(50 * time.Second)
+		c.stall(true)
+		for range 10 {
+			b.Publish(Event{Data: strings.Repeat("x", pieceBytes)})
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got := b.Stats().Clients; got != 0 {
+			t.Errorf("clients after %v: got %d, want 0", 110*time.Second, got)
+		}
+	})
+}
+
 func TestMaxAgeLosesNothing(t *testing.T) {
 	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
 		b := &Broker{MaxAge: time.Minute}
