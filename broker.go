@@ -1754,6 +1754,7 @@ func (b *Broker) admit(w http.ResponseWriter, r *http.Request, topics []string) 
 // left takes note that the stream of s has ended for this reason.
 func (s *subscriber) left(r *http.Request, reason error) {
 	s.b.leave(s, reason)
+	s.b.warnNoStream(reason)
 	if r != nil {
 		s.b.debug(r, "sse: client gone", "reason", reason)
 	}
@@ -1761,27 +1762,40 @@ func (s *subscriber) left(r *http.Request, reason error) {
 
 // stream serves s, which was admitted, from the handler's goroutine. All that is
 // written is written by it.
+//
+// It is in pieces because over HTTP/2 the stack stays at 4 KB if no path needs more,
+// the first flush of the headers included.
 func (s *subscriber) stream(w http.ResponseWriter, r *http.Request) error {
-	b := s.b
-	out := newWriter(w, r, b.WriteTimeout)
-	out.endless, out.swept = true, true
-	s.signal = make(chan struct{}, 1)
-	s.setCut(out.cut)
-	s.writing(true)
+	out := s.newWriter(w, r)
 	defer out.finish()
-	if err := out.start(r); err != nil {
-		b.warnNoStream(err)
+	if err := s.start(out, r); err != nil {
 		return s.endFor(err)
 	}
-	if out.noDeadline && b.writeTimeout() > 0 {
-		b.warn("sse: WriteTimeout has no effect, no deadline can be set", "behind", fmt.Sprintf("%T", innermost(w)))
-	}
-	err := s.deliver(r.Context(), nil, again, func(batch []*frame) error {
+	return s.deliver(r.Context(), nil, again, func(batch []*frame) error {
 		defer s.writing(false)
 		return out.sendFrames(batch, s)
 	})
-	b.warnNoStream(err)
-	return err
+}
+
+// newWriter returns what s is written to by, and lets cutAll end its writes.
+func (s *subscriber) newWriter(w http.ResponseWriter, r *http.Request) *Writer {
+	out := newWriter(w, r, s.b.WriteTimeout)
+	out.endless, out.swept = true, true
+	s.signal = make(chan struct{}, 1)
+	s.setCut(out.cut)
+	return out
+}
+
+// start writes the headers.
+func (s *subscriber) start(out *Writer, r *http.Request) error {
+	s.writing(true)
+	if err := out.start(r); err != nil {
+		return err
+	}
+	if out.noDeadline && s.b.writeTimeout() > 0 {
+		s.b.warn("sse: WriteTimeout has no effect, no deadline can be set", "behind", fmt.Sprintf("%T", innermost(out.w)))
+	}
+	return nil
 }
 
 // writing notes that a write to the client begins, or that there is none under way.
@@ -1992,7 +2006,7 @@ func (b *Broker) sweep() {
 	b.round.Add(1)
 	b.walkLocked(&b.subs, func(s *subscriber) bool {
 		switch {
-		case s.expires > 0 && b.round.Load() >= s.expires && s.cancel == nil:
+		case s.end == nil && s.expires > 0 && b.round.Load() >= s.expires && s.cancel == nil:
 			b.endLocked(s, errTooOld)
 		case s.waiting:
 			b.lookAtIdleLocked(s)

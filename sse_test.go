@@ -2448,6 +2448,26 @@ func TestWriterKeepsHeaders(t *testing.T) {
 	}
 }
 
+// Over HTTP/2 the Date is the Writer's own, and the same as net/http's.
+func TestWriterSendsTheDate(t *testing.T) {
+	eachWireProtocol(t, func(t *testing.T, protocol string) {
+		const mine = "Mon, 02 Jan 2006 15:04:05 GMT"
+		for _, set := range [][]string{nil, {mine}} {
+			srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
+				if set != nil {
+					w.Header()["Date"] = set
+				}
+				begin(t, w, r)
+			})
+			want := cmp.Or(strings.Join(set, ""), time.Now().UTC().Format(http.TimeFormat))
+			client := openWireStream(t, srv, "GET", nil)
+			if got := client.response.Header["Date"]; !slices.Equal(got, []string{want}) {
+				t.Errorf("Date set to %q: got %q, want %q", set, got, want)
+			}
+		}
+	})
+}
+
 func TestWriterIntoRecorder(t *testing.T) {
 	w := httptest.NewRecorder()
 	out, err := NewWriter(w, httptest.NewRequest("GET", "/", nil))
@@ -6934,6 +6954,26 @@ func TestMaxAge(t *testing.T) {
 }
 
 // A client comes back with its ID and misses nothing.
+// WriteTimeout ends a write that is under way as the stream becomes too old.
+func TestMaxAgeOfAClientThatDoesNotRead(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{MaxAge: time.Minute}
+		s := serve(t, b)
+		c := s.get("/", "")
+		c.want("")
+		time.Sleep(50 * time.Second)
+		c.stall(true)
+		for range 10 {
+			b.Publish(Event{Data: strings.Repeat("x", pieceBytes)})
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got := b.Stats().Clients; got != 0 {
+			t.Errorf("clients after %v: got %d, want 0", 110*time.Second, got)
+		}
+	})
+}
+
 func TestMaxAgeLosesNothing(t *testing.T) {
 	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
 		b := &Broker{MaxAge: time.Minute}

@@ -172,6 +172,11 @@ func (w *Writer) start(r *http.Request) error {
 		http.Error(w.w, w.err.Error(), http.StatusInternalServerError)
 		return w.err
 	}
+	if w.http2 {
+		// net/http would format it so deep in the stack that the stack would grow to
+		// 8 KB, and stay so for as long as the stream is idle.
+		addDate(w.w.Header())
+	}
 	w.setReadDeadline()
 	if w.swept {
 		w.clearDeadline() // the server's
@@ -272,6 +277,13 @@ func addHeaders(h http.Header, noChunks bool) (added []string) {
 		add("Transfer-Encoding", "identity")
 	}
 	return added
+}
+
+// addDate sets the time of the response, unless the program did.
+func addDate(h http.Header) {
+	if _, ok := h["Date"]; !ok {
+		h.Set("Date", time.Now().UTC().Format(http.TimeFormat))
+	}
 }
 
 // Send writes the events, which leave together in one flush. It blocks until
@@ -625,9 +637,7 @@ func responseHead(h http.Header, r *http.Request) string {
 	h.Del("Transfer-Encoding")
 	h.Del("Content-Encoding") // of a compressor, which the stream goes past
 	h.Set("Connection", "close")
-	if _, ok := h["Date"]; !ok {
-		h.Set("Date", time.Now().UTC().Format(http.TimeFormat))
-	}
+	addDate(h)
 	var head strings.Builder
 	fmt.Fprintf(&head, "HTTP/1.%d 200 OK\r\n", min(r.ProtoMinor, 1))
 	h.Write(&head) // which replaces line ends within values
