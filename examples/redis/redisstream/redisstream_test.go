@@ -505,8 +505,8 @@ var endEvent = sse.Event{ID: "sse-end", Type: "end"}
 func TestEndEndsATopicOnEveryNode(t *testing.T) {
 	r := startRedis(t)
 	a, b := startNode(t, r, &sse.Broker{}), startNode(t, r, &sse.Broker{})
-	atA, atB := a.connect(t, "", "job"), b.connect(t, "", "job")
-	both := b.connect(t, "", "job", "news")
+	atA, atB := a.connectNew(t, "job"), b.connectNew(t, "job")
+	both := b.connectNew(t, "job", "news")
 	one, two := publishedNow(t, a, "one", "job"), publishedNow(t, b, "two", "job")
 	for range 2 { // an end that is told again is none
 		if err := a.stream.End(t.Context(), "job"); err != nil {
@@ -649,7 +649,7 @@ func TestAClientWhosePlaceIsAnEnd(t *testing.T) {
 func TestKeysHaveTheSameValuesOnEveryNode(t *testing.T) {
 	r := startRedis(t)
 	a, b := startNode(t, r, &sse.Broker{}), startNode(t, r, &sse.Broker{})
-	atB := b.connect(t, "", "prices")
+	atB := b.connectNew(t, "prices")
 	before := a.broker.LastEventID()
 	first := set(t, a, "x", sse.Event{Type: "price", Data: "1"}, "prices")
 	two := set(t, b, "y", sse.Event{Type: "price", Data: "two\nlines", Retry: 2 * time.Second}, "prices", "other")
@@ -686,8 +686,7 @@ func TestKeysHaveTheSameValuesOnEveryNode(t *testing.T) {
 			c.wantNothing(t, 50*time.Millisecond)
 		}
 	}
-	live := c.connect(t, "", "prices")
-	redistest.WaitUntil(t, "the client has its place", func() bool { return live.lastID() == six.ID })
+	live := c.connectNew(t, "prices")
 	live.next(t)
 	live.next(t)
 	wantEvents(t, live, set(t, a, "x", sse.Event{Data: "7"}, "prices"))
@@ -746,6 +745,8 @@ func TestValuesOutliveTheStream(t *testing.T) {
 	if got := r.Do(t, "DBSIZE"); got != "3" {
 		t.Errorf("got %s keys in Redis, want the stream, the set and a hash", got)
 	}
+	r.Stop(t, syscall.SIGTERM) // newcomers do without it
+	wantEvents(t, restarted.connect(t, "", "a"), old, sse.Event{Data: "newest"})
 }
 
 func TestAClientThatCatchesUpGetsNoReplacedValues(t *testing.T) {
@@ -1111,6 +1112,15 @@ func (n *node) connect(t *testing.T, lastEventID string, topics ...string) *clie
 			c.events <- e
 		}
 	}()
+	return c
+}
+
+// connectNew connects a client without an ID and waits until it has its place: what is
+// published from then on, it gets.
+func (n *node) connectNew(t *testing.T, topics ...string) *client {
+	t.Helper()
+	c := n.connect(t, "", topics...)
+	redistest.WaitUntil(t, "the client has its place", func() bool { return c.lastID() != "" })
 	return c
 }
 
