@@ -2,11 +2,14 @@ package redisstream_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -848,6 +851,121 @@ func TestAClientThatWaitsForAStartingNodeGetsTheValuesOnce(t *testing.T) {
 	wantEvents(t, c, sse.Event{Data: "1"})
 	redistest.WaitUntil(t, "the client has its place", func() bool { return c.lastID() != "" })
 	wantEvents(t, c, publishedNow(t, s, "new"))
+}
+
+// Whatever happens to nodes and connections, what a page has made of its events is what
+// the keys' values are.
+func TestEveryPageShowsTheValues(t *testing.T) {
+	r := startRedis(t)
+	r.Do(t, "CONFIG", "SET", "stream-node-max-entries", "1") // so that MaxLen is exact
+	s := newStream(t, r)
+	s.MaxLen = 30
+	nodes := make([]*node, 2)
+	var urls [2]atomic.Value
+	restart := func(i int) {
+		if nodes[i] != nil {
+			nodes[i].CloseClientConnections()
+		}
+		nodes[i] = startNode(t, r, &sse.Broker{History: 10})
+		urls[i].Store(nodes[i].URL + "?topic=a")
+	}
+	restart(0)
+	restart(1)
+	ctx, cancel := context.WithCancel(t.Context())
+	var working sync.WaitGroup
+	defer working.Wait()
+	defer cancel()
+	pages := make([]*page, 10)
+	for i := range pages {
+		pages[i] = &page{}
+		working.Go(func() {
+			for ctx.Err() == nil {
+				stay := time.Duration(rand.N(60)) * time.Millisecond
+				if rand.N(10) == 0 {
+					stay = time.Second
+				}
+				pages[i].read(ctx, urls[rand.N(2)].Load().(string), stay)
+				time.Sleep(time.Duration(rand.N(100)) * time.Millisecond)
+			}
+		})
+	}
+	want := map[string]string{}
+	for n := range 1500 {
+		key := strconv.Itoa(rand.N(20))
+		switch what := rand.N(20); {
+		case what < 10:
+			want[key] = strconv.Itoa(n)
+			set(t, s, key, sse.Event{Type: "set", Data: key + " " + want[key]}, "a")
+		case what < 14:
+			delete(want, key)
+			if _, err := s.Remove(t.Context(), key, sse.Event{Type: "remove", Data: key}, "a"); err != nil {
+				t.Fatal(err)
+			}
+		default:
+			publishedNow(t, s, "other", "a")
+		}
+		if n%300 == 150 {
+			restart(rand.N(2))
+		}
+	}
+	for i, p := range pages {
+		redistest.WaitUntil(t, fmt.Sprintf("page %d shows %v", i, want), func() bool {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return maps.Equal(p.shows, want)
+		})
+	}
+}
+
+// A page shows the value of each key.
+type page struct {
+	lastID string
+
+	mu    sync.Mutex
+	shows map[string]string
+}
+
+// read reads a stream for a while, from where the page has come to.
+func (p *page) read(ctx context.Context, url string, stay time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, stay)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, "GET", url, nil)
+	if err != nil {
+		panic(err)
+	}
+	if p.lastID == "" {
+		p.clear()
+	} else {
+		req.Header.Set("Last-Event-ID", p.lastID)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return
+	}
+	defer resp.Body.Close()
+	d := sse.NewDecoder(resp.Body)
+	for e := range d.All() {
+		key, value, _ := strings.Cut(e.Data, " ")
+		switch e.Type {
+		case "gap":
+			p.clear()
+		case "set":
+			p.mu.Lock()
+			p.shows[key] = value
+			p.mu.Unlock()
+		case "remove":
+			p.mu.Lock()
+			delete(p.shows, key)
+			p.mu.Unlock()
+		}
+	}
+	p.lastID = cmp.Or(d.LastEventID(), p.lastID)
+}
+
+func (p *page) clear() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.shows = map[string]string{}
 }
 
 // Idempotency.
