@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -12,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 
 	"github.com/seed22e817d0/sse"
 	"github.com/seed22e817d0/sse/examples/redis/internal/redistest"
@@ -27,8 +31,8 @@ var payload = strings.Repeat("x", 100)
 
 // BenchmarkPublish measures what an event costs Redis as it is published.
 func BenchmarkPublish(b *testing.B) {
-	for _, once := range []bool{false, true} {
-		b.Run(map[bool]string{false: "Publish", true: "PublishOnce"}[once], func(b *testing.B) {
+	for _, how := range []string{"Publish", "PublishOnce", "Set"} {
+		b.Run(how, func(b *testing.B) {
 			const events, publishers = 40_000, 16
 			r := startDefaultRedis(b)
 			stream := &redisstream.Stream{Options: r.Options(), MaxLen: -1}
@@ -41,10 +45,13 @@ func BenchmarkPublish(b *testing.B) {
 				working.Go(func() {
 					for n := next.Add(1); n <= events; n = next.Add(1) {
 						var err error
-						if once {
-							_, err = stream.PublishOnce(context.Background(), fmt.Sprint("order-", n), sse.Event{Data: payload}, "prices")
-						} else {
-							_, err = stream.Publish(context.Background(), sse.Event{Data: payload}, "prices")
+						switch ev := (sse.Event{Data: payload}); how {
+						case "Publish":
+							_, err = stream.Publish(context.Background(), ev, "prices")
+						case "PublishOnce":
+							_, err = stream.PublishOnce(context.Background(), fmt.Sprint("order-", n), ev, "prices")
+						case "Set":
+							_, err = stream.Set(context.Background(), fmt.Sprint("key-", n%1000), ev, "prices")
 						}
 						if err != nil {
 							b.Error(err)
@@ -62,6 +69,151 @@ func BenchmarkPublish(b *testing.B) {
 	}
 }
 
+// BenchmarkValues measures two ways in which a node that starts can know the value of
+// each key, where the stream has its 100,000 entries: to read all of these, and to
+// read hashes that publishers keep beside it. One key in ten was set before all
+// entries that are left; each of the others is set again and again.
+func BenchmarkValues(b *testing.B) {
+	for _, keys := range []int{1000, 100_000} {
+		for _, topics := range []int{1, keys} {
+			b.Run(fmt.Sprintf("%dkeys/%dtopics", keys, topics), func(b *testing.B) {
+				r := startDefaultRedis(b)
+				stream := &redisstream.Stream{Options: r.Options()}
+				defer stream.Close()
+				memory := r.Info(b, "used_memory")
+				var next atomic.Int64
+				var working sync.WaitGroup
+				set := func(n int64) error {
+					_, err := stream.Set(context.Background(), fmt.Sprint("key-", n), sse.Event{Data: payload}, fmt.Sprint("topic-", n%int64(topics)))
+					return err
+				}
+				for range 16 {
+					working.Go(func() {
+						for n := next.Add(1) - 1; n < int64(keys)+101_000; n = next.Add(1) - 1 {
+							if n >= int64(keys) {
+								n = int64(keys/10) + n%int64(keys-keys/10)
+							}
+							if err := set(n); err != nil {
+								b.Error(err)
+								return
+							}
+						}
+					})
+				}
+				working.Wait()
+				b.ReportMetric((r.Info(b, "used_memory")-memory)/1e6, "redis-MB")
+				client := redis.NewClient(r.Options())
+				defer client.Close()
+				ctx := context.Background()
+				measure := func(how string, read func() (found int, err error)) {
+					began, cpu := time.Now(), redisCPU(b, r)
+					found, err := read()
+					if err != nil {
+						b.Fatal(err)
+					}
+					b.ReportMetric(time.Since(began).Seconds()*1000, how+"-ms")
+					b.ReportMetric((redisCPU(b, r)-cpu)*1000, how+"-redis-ms")
+					b.ReportMetric(float64(found), how+"-keys")
+				}
+				measure("stream", func() (int, error) {
+					values := map[string]any{}
+					for from := "-"; ; {
+						page, err := client.XRangeN(ctx, "events", from, "+", 500).Result()
+						for _, m := range page {
+							values[fmt.Sprint(m.Values["topics"], m.Values["key"])] = m.Values["data"]
+							from = "(" + m.ID
+						}
+						if err != nil || len(page) < 500 {
+							return len(values), err
+						}
+					}
+				})
+				measure("hash", func() (found int, err error) {
+					names, err := client.SMembers(ctx, "events:state").Result()
+					for some := range slices.Chunk(names, 500) {
+						pipe := client.Pipeline()
+						var hashes []*redis.MapStringStringCmd
+						for _, name := range some {
+							hashes = append(hashes, pipe.HGetAll(ctx, name))
+						}
+						if _, err := pipe.Exec(ctx); err != nil {
+							return found, err
+						}
+						for _, hash := range hashes {
+							found += len(hash.Val())
+						}
+					}
+					return found, err
+				})
+				r.Do(b, "DEL", "events")
+				b.ReportMetric((r.Info(b, "used_memory")-memory)/float64(keys), "redis-B/key")
+				b.ReportMetric(0, "ns/op")
+			})
+		}
+	}
+}
+
+// BenchmarkNewcomer measures what a newcomer's 1,000 values cost its node, and what a
+// key costs the node's memory.
+func BenchmarkNewcomer(b *testing.B) {
+	r := startDefaultRedis(b)
+	stream := &redisstream.Stream{Options: r.Options()}
+	defer stream.Close()
+	const keys, topics = 100_000, 100
+	setAll := func() {
+		var working sync.WaitGroup
+		for worker := range 16 {
+			working.Go(func() {
+				for n := worker; n < keys; n += 16 {
+					topic := fmt.Sprint("topic-", n%topics)
+					if _, err := stream.Set(context.Background(), fmt.Sprint("key-", n), sse.Event{Data: payload}, topic); err != nil {
+						b.Error(err)
+					}
+				}
+			})
+		}
+		working.Wait()
+	}
+	setAll()
+	publishSteadily(b, r, 1000, 500*time.Millisecond) // so that no key is in the Broker's history
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	broker := &sse.Broker{CatchUp: stream.CatchUp, History: 10}
+	ctx, cancel := context.WithCancel(context.Background())
+	followed := make(chan struct{})
+	began := time.Now()
+	go func() { stream.Follow(ctx, broker); close(followed) }()
+	defer func() { cancel(); <-followed }()
+	redistest.WaitUntil(b, "the stream is followed", func() bool { return stream.Err() == nil })
+	b.ReportMetric(time.Since(began).Seconds()*1000, "start-ms")
+	b.ReportMetric(float64(heap()-before)/keys, "node-B/key")
+	began = time.Now()
+	const newcomers = 1000
+	for n := range newcomers {
+		events := 0
+		missed := sse.Missed{UpTo: broker.LastEventID(), Topics: []string{fmt.Sprint("topic-", n%topics)}}
+		for _, err := range stream.CatchUp(ctx, missed) {
+			if err != nil {
+				b.Fatal(err)
+			}
+			events++
+		}
+		if events != keys/topics {
+			b.Fatalf("got %d values, want %d", events, keys/topics)
+		}
+	}
+	b.ReportMetric(time.Since(began).Seconds()/newcomers*1e6, "node-µs/newcomer")
+	setAll() // now the Broker has them too
+	redistest.WaitUntil(b, "the node has all values", func() bool { return broker.Stats().Keys == keys })
+	b.ReportMetric(float64(heap()-before)/keys, "node-B/key-set")
+	b.ReportMetric(0, "ns/op")
+}
+
 // BenchmarkFollow measures what an event costs Redis and a node until it is in
 // the node's history, at a steady rate, at which each event is read by itself.
 func BenchmarkFollow(b *testing.B) {
@@ -73,9 +225,9 @@ func BenchmarkFollow(b *testing.B) {
 			for range nodes {
 				processes = append(processes, startNodeProcess(b, r))
 			}
-			redis, node := redisCPU(b, r), cpuOf(b, processes)
+			before, node := redisCPU(b, r), cpuOf(b, processes)
 			events := publishSteadily(b, r, rate, length)
-			b.ReportMetric((redisCPU(b, r)-redis)/float64(events)*1e6, "redis-µs/event")
+			b.ReportMetric((redisCPU(b, r)-before)/float64(events)*1e6, "redis-µs/event")
 			if nodes > 0 {
 				b.ReportMetric((cpuOf(b, processes)-node)/float64(events*nodes)*1e6, "node-µs/event")
 			}

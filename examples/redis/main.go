@@ -5,6 +5,8 @@
 //	go run .                                               # two nodes; the page is at http://localhost:8081
 //	curl -N 'localhost:8081/events?topic=news'
 //	curl -d topic=news -d data=hello localhost:8082/publish
+//	curl -d topic=news -d set=weather -d data=rain localhost:8082/publish   # what newcomers get first
+//	curl -d topic=news -d end=1 localhost:8082/publish
 package main
 
 import (
@@ -128,14 +130,22 @@ type stats struct {
 	Error string // why the node does not get what is published
 }
 
-// publish appends the event of a form to the stream. A form that is sent again
-// with the same key is not published again.
+// publish appends what a form says to the stream: an event, which may be the value of
+// the key called set, or the end of the topics. A form that is sent again with the
+// same key is not published again.
 func publish(r *http.Request, stream *redisstream.Stream) (id string, err error) {
 	event := sse.Event{Type: r.FormValue("type"), Data: r.FormValue("data")}
-	topics := r.Form["topic"]
+	topics, key := r.Form["topic"], r.FormValue("key")
 	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
 	defer cancel()
-	if key := r.FormValue("key"); key != "" {
+	switch {
+	case r.Form.Has("end"):
+		return "", stream.End(ctx, topics...)
+	case r.Form.Has("set"):
+		return stream.Set(ctx, r.FormValue("set"), event, topics...)
+	case r.Form.Has("remove"):
+		return stream.Remove(ctx, r.FormValue("remove"), event, topics...)
+	case key != "":
 		return stream.PublishOnce(ctx, key, event, topics...)
 	}
 	return stream.Publish(ctx, event, topics...)

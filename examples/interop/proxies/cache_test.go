@@ -11,7 +11,8 @@ import (
 // TestFinishedIsNotCached: a client that comes back to a finished stream is answered
 // 204, by which it stops. A cache that gave this answer to others, who ask at the
 // same address without an ID, would keep them from the stream for good. Cache-Control
-// prevents that, which is shown by taking it away.
+// prevents that, which is shown by taking it away. The caches look at the path alone, so
+// an ID in the query makes no other address.
 func TestFinishedIsNotCached(t *testing.T) {
 	for _, cache := range []struct {
 		name  string
@@ -21,24 +22,36 @@ func TestFinishedIsNotCached(t *testing.T) {
 		{"nginx", nginx, []edit{
 			{"\nevents {", "\nuser root;\nevents {"}, // the folder of a test is its owner's
 			{"\tserver {", "\tproxy_cache_path cache keys_zone=zone:1m;\n\tserver {"},
-			{"proxy_read_timeout", "proxy_cache zone; proxy_cache_valid any 10m; proxy_read_timeout"},
+			{"proxy_read_timeout", "proxy_cache zone; proxy_cache_key $uri; proxy_cache_valid any 10m; proxy_read_timeout"},
 		}},
-		{"Varnish", varnish, []edit{{"return (pipe);", ""}}},
+		{"Varnish", varnish, []edit{
+			{"return (pipe);", ""},
+			{"sub vcl_recv", "sub vcl_hash {\n\thash_data(regsub(req.url, \"[?].*\", \"\"));\n\treturn (lookup);\n}\n\nsub vcl_recv"},
+		}},
 	} {
 		for _, test := range []struct {
-			name   string
-			handle func(w http.ResponseWriter, r *http.Request)
-			want   int // the status for a newcomer
+			name         string
+			handle       http.HandlerFunc
+			query        bool // the ID comes there, not in the header
+			cacheControl bool
+			want         int // the status for a newcomer
 		}{
-			{"as it is", serveOnce, http.StatusOK},
-			{"without Cache-Control", func(w http.ResponseWriter, r *http.Request) {
-				serveOnce(uncontrolled{w}, r)
-			}, http.StatusNoContent},
+			{"Serve", serveOnce, false, true, http.StatusOK},
+			{"Serve/without Cache-Control", serveOnce, false, false, http.StatusNoContent},
+			{"Broker", endedTopic(t), false, true, http.StatusOK},
+			{"Broker/without Cache-Control", endedTopic(t), false, false, http.StatusNoContent},
+			{"Broker/query", endedTopic(t), true, true, http.StatusOK},
+			{"Broker/query/without Cache-Control", endedTopic(t), true, false, http.StatusNoContent},
 		} {
 			t.Run(cache.name+"/"+test.name, func(t *testing.T) {
 				t.Parallel()
 				s := cache.proxy.start(t, cache.edits...)
-				path := s.handle(http.HandlerFunc(test.handle))
+				path := s.handle(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if !test.cacheControl {
+						w = uncontrolled{w}
+					}
+					test.handle(w, r)
+				}))
 				get := func(lastEventID string) (status int, events []sse.Event, d *sse.Decoder) {
 					t.Helper()
 					r, err := http.NewRequestWithContext(t.Context(), "GET", s.urls["HTTP/1.1"]+path, nil)
@@ -46,7 +59,10 @@ func TestFinishedIsNotCached(t *testing.T) {
 						t.Fatal(err)
 					}
 					r.Header.Set("Accept", "text/event-stream")
-					if lastEventID != "" {
+					switch {
+					case lastEventID != "" && test.query:
+						r.URL.RawQuery = "lastEventId=" + lastEventID
+					case lastEventID != "":
 						r.Header.Set("Last-Event-ID", lastEventID)
 					}
 					resp, err := newClient(t, "HTTP/1.1").Do(r)
@@ -90,6 +106,18 @@ func serveOnce(w http.ResponseWriter, r *http.Request) {
 			yield(sse.Event{}, sse.ErrEnded)
 		}
 	})
+}
+
+// endedTopic returns a handler that serves a topic which has ended after one event.
+func endedTopic(t *testing.T) http.HandlerFunc {
+	broker := &sse.Broker{}
+	if _, err := broker.Publish(sse.Event{Data: "hello"}, "job"); err != nil {
+		t.Fatal(err)
+	}
+	if err := broker.End("job"); err != nil {
+		t.Fatal(err)
+	}
+	return func(w http.ResponseWriter, r *http.Request) { broker.Serve(w, r, "job") }
 }
 
 // uncontrolled is a ResponseWriter that loses the header Cache-Control.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -17,11 +18,15 @@ import (
 // CatchUp is for the CatchUp field of the Broker that Follow feeds: it yields
 // what the stream still has for a client that the Broker's history has too
 // little for. If the stream does not reach back to the client's last event
-// either, it begins with an event of type "gap" whose data is that event's ID.
+// either, it begins with an event of type "gap" whose data is that event's ID, and
+// with the values of keys that are older than the stream.
+//
+// To a client without a last event ID it yields the values of all keys or, if all its
+// topics have ended, what the history holds of them.
 func (s *Stream) CatchUp(ctx context.Context, missed sse.Missed) iter.Seq2[sse.Event, error] {
 	return func(yield func(sse.Event, error) bool) {
-		c := catchUp{s: s, topics: missed.Topics, seen: missed.LastEventID, yield: yield}
-		if err := c.run(ctx); err != nil && err != errStop {
+		c := catchUp{s: s, topics: slices.Clone(missed.Topics), seen: missed.LastEventID, yield: yield}
+		if err := c.run(ctx, missed.UpTo); err != nil && err != errStop {
 			yield(sse.Event{}, err)
 		}
 	}
@@ -35,15 +40,18 @@ var (
 // A catchUp is one run of CatchUp.
 type catchUp struct {
 	s      *Stream
-	topics []string
-	seen   string // ID of the last event that the client has
+	topics []string // those that have not ended, as far as was read
+	seen   string   // ID of the last event that the client has
 	yield  func(sse.Event, error) bool
 }
 
-func (c *catchUp) run(ctx context.Context) error {
+func (c *catchUp) run(ctx context.Context, calledAt string) error {
 	b, err := c.s.waitFor(ctx, "")
-	if err != nil || c.seen == "" {
+	if err != nil {
 		return err
+	}
+	if c.seen == "" {
+		return c.begin(ctx, b, calledAt)
 	}
 	// What is beyond this the Broker will give the client itself.
 	upTo, ok := parsePlace(b.LastEventID())
@@ -67,6 +75,45 @@ func (c *catchUp) run(ctx context.Context) error {
 		}
 	}
 	return c.between(ctx, from, upTo.String())
+}
+
+// begin is for a client that has seen nothing. It yields values without their IDs: a
+// client that is cut off among them begins again.
+func (c *catchUp) begin(ctx context.Context, b *sse.Broker, calledAt string) error {
+	upTo, ok := parsePlace(calledAt)
+	if !ok {
+		return nil // the Broker had no history yet, and calls again
+	}
+	c.s.mu.Lock()
+	unlock := sync.OnceFunc(c.s.mu.Unlock)
+	defer unlock()
+	if slices.ContainsFunc(c.topics, func(topic string) bool { return !hasEnded(b, topic) }) {
+		values := c.s.state.values(c.topics, upTo)
+		unlock()
+		return c.giveValues(values)
+	}
+	// The loop has begun, before the end can leave the history, when it yields.
+	for ev, err := range b.Subscribe(ctx, sse.Earliest, c.topics...) {
+		unlock()
+		if err != nil {
+			return err
+		}
+		if !c.yield(ev, nil) {
+			return errStop
+		}
+	}
+	return nil
+}
+
+// giveValues yields values, whose IDs are of no use to the client.
+func (c *catchUp) giveValues(values []valueAt) error {
+	for _, v := range inOrder(values) {
+		v.ev.ID = ""
+		if !c.yield(v.ev, nil) {
+			return errStop
+		}
+	}
+	return nil
 }
 
 // wait is for a client that comes from a node that is ahead of this one: it
@@ -103,6 +150,8 @@ func (c *catchUp) between(ctx context.Context, from, upTo string) error {
 				continue
 			}
 			page = page[1:]
+		} else if err := c.giveOlder(page, upTo); err != nil {
+			return err
 		}
 		for _, m := range page {
 			from = m.ID
@@ -114,6 +163,20 @@ func (c *catchUp) between(ctx context.Context, from, upTo string) error {
 			return nil
 		}
 	}
+}
+
+// giveOlder yields the values that are older than the stream, which begins with page.
+func (c *catchUp) giveOlder(page []redis.XMessage, upTo string) error {
+	until, _ := parsePlace(upTo)
+	first := place{}
+	if len(page) > 0 {
+		first, _ = parsePlace(page[0].ID)
+		until = first
+	}
+	c.s.mu.Lock()
+	values := c.s.state.values(c.topics, until)
+	c.s.mu.Unlock()
+	return c.giveValues(slices.DeleteFunc(values, func(v valueAt) bool { return v.at == first }))
 }
 
 // read returns the first entries of a range of the stream.
@@ -132,13 +195,28 @@ func (c *catchUp) gap() (from string, err error) {
 	return "", nil
 }
 
-// give yields an entry if it is one for the client.
+// give yields an entry if it is one for the client. It returns ErrEnded if the entry
+// ends the last of the client's topics.
 func (c *catchUp) give(m redis.XMessage) error {
 	e, err := parse(m)
-	wanted := err == nil && !e.mark && slices.ContainsFunc(e.topics, func(topic string) bool {
-		return slices.Contains(c.topics, topic)
-	})
-	if !wanted {
+	if err != nil || e.kind == mark {
+		return nil
+	}
+	wanted := func(topic string) bool { return slices.Contains(c.topics, topic) }
+	if !slices.ContainsFunc(e.topics, wanted) {
+		return nil
+	}
+	if e.kind == end {
+		c.topics = slices.DeleteFunc(c.topics, func(topic string) bool { return slices.Contains(e.topics, topic) })
+		if len(c.topics) == 0 {
+			return sse.ErrEnded
+		}
+		return nil
+	}
+	c.s.mu.Lock()
+	replaced := c.s.state.replaced(e, c.topics)
+	c.s.mu.Unlock()
+	if replaced {
 		return nil
 	}
 	if !c.yield(e.event, nil) {
@@ -159,12 +237,10 @@ func (s *Stream) waitFor(ctx context.Context, id string) (*sse.Broker, error) {
 	defer cancel()
 	for {
 		s.mu.Lock()
-		b, moved := s.broker, s.moved
+		b, last, moved := s.broker, s.last, s.moved
 		s.mu.Unlock()
-		if b != nil {
-			if has, ok := parsePlace(b.LastEventID()); ok && !want.after(has) {
-				return b, nil
-			}
+		if b != nil && !want.after(last) {
+			return b, nil
 		}
 		select {
 		case <-moved:

@@ -89,11 +89,13 @@ func (s *Stream) follows(err error) {
 	s.err = wrap("follow", err)
 }
 
-// hasMoved tells those who wait that b has more events than before.
-func (s *Stream) hasMoved(b *sse.Broker) {
+// hasMoved tells those who wait that b was given all entries up to the one with this
+// ID.
+func (s *Stream) hasMoved(b *sse.Broker, id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.broker = b
+	s.last, _ = parsePlace(id)
 	close(s.moved)
 	s.moved = make(chan struct{})
 }
@@ -128,13 +130,36 @@ func (f *follower) fill(ctx context.Context) error {
 		return err
 	}
 	if len(entries) == 0 {
-		return f.begin(ctx)
+		id, err := begin.Run(ctx, f.redis, []string{f.s.key()}, markField).Text()
+		if err != nil {
+			return err
+		}
+		entries = []redis.XMessage{{ID: id, Values: map[string]any{markField: "1"}}}
 	}
-	// The first entry only says where the history begins.
-	if err := f.broker.Reset(entries[0].ID); err != nil {
+	// The values are read after the entries: what those before them say is in them,
+	// and what has changed since, the entries that follow say again.
+	state, err := f.s.readState(ctx, f.redis)
+	if err != nil {
+		return err
+	}
+	if err := f.s.reset(f.broker, entries[0], state); err != nil {
 		return err
 	}
 	return f.publish(entries[0].ID, entries[1:])
+}
+
+// reset makes b begin after the entry first, of which only the ID and an end count.
+func (s *Stream) reset(b *sse.Broker, first redis.XMessage, state state) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := b.Reset(first.ID); err != nil {
+		return err
+	}
+	s.state = state
+	if e, err := parse(first); err == nil && e.kind == end {
+		return b.End(e.topics...)
+	}
+	return nil
 }
 
 // newest returns as many entries from the end of the stream as the Broker
@@ -168,17 +193,6 @@ if redis.call('XLEN', KEYS[1]) == 0 then
 end
 return redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1][1]`)
 
-func (f *follower) begin(ctx context.Context) error {
-	id, err := begin.Run(ctx, f.redis, []string{f.s.key()}, markField).Text()
-	if err != nil {
-		return err
-	}
-	if err := f.broker.Reset(id); err != nil {
-		return err
-	}
-	return f.publish(id, nil)
-}
-
 // read waits for new entries and publishes them.
 func (f *follower) read(ctx context.Context) error {
 	// Redis runs the second command right after the first, without another
@@ -211,18 +225,57 @@ func (f *follower) read(ctx context.Context) error {
 func (f *follower) publish(last string, entries []redis.XMessage) error {
 	for _, m := range entries {
 		e, err := parse(m)
-		if err == nil && !e.mark {
-			_, err = f.broker.Publish(e.event, e.topics...)
+		if err == nil {
+			err = f.s.feed(f.broker, e)
 		}
 		if errors.Is(err, sse.ErrClosed) {
 			return err
 		}
 		if err != nil {
-			f.s.logger().Warn("redisstream: entry skipped", "error", err)
+			f.s.logger().Warn("redisstream: entry skipped", "entry", m.ID, "error", err)
 		}
 		last = m.ID
 	}
 	f.last = last
-	f.s.hasMoved(f.broker)
+	f.s.hasMoved(f.broker, last)
 	return nil
+}
+
+// feed gives b what an entry holds. Topics that have ended get nothing more, but
+// others of the same entry do.
+func (s *Stream) feed(b *sse.Broker, e entry) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := give(b, e)
+	if errors.Is(err, sse.ErrEnded) {
+		e.topics = slices.DeleteFunc(e.topics, func(topic string) bool { return hasEnded(b, topic) })
+		if len(e.topics) > 0 {
+			err = give(b, e)
+		}
+	}
+	if err == nil {
+		s.state.apply(e)
+	}
+	return err
+}
+
+func give(b *sse.Broker, e entry) (err error) {
+	switch e.kind {
+	case plain:
+		_, err = b.Publish(e.event, e.topics...)
+	case value:
+		_, err = b.Set(e.key, e.event, e.topics...)
+	case removal:
+		_, err = b.Remove(e.key, e.event, e.topics...)
+	case end:
+		err = b.End(e.topics...)
+	}
+	return err
+}
+
+// hasEnded reports whether b knows that the topic has ended. b is not published to
+// meanwhile, so the ID of its newest event is a duplicate at any other topic.
+func hasEnded(b *sse.Broker, topic string) bool {
+	_, err := b.Publish(sse.Event{ID: b.LastEventID()}, topic)
+	return errors.Is(err, sse.ErrEnded)
 }

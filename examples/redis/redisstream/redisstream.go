@@ -15,7 +15,10 @@
 //
 //	XADD events MAXLEN ~ 100000 * topics news data hello
 //
-// An entry with the field mark is no event.
+// An entry with the field mark is no event, and one with the field end says that
+// its topics have ended. One with the field key is the key's value in each of its
+// topics, and with the field remove as well the key is forgotten; Set and Remove
+// also note that beside the stream.
 package redisstream
 
 import (
@@ -72,10 +75,14 @@ type Stream struct {
 	reads   *redis.Client // for CatchUp
 
 	// mu guards the fields below; it is never held while Redis is asked.
-	mu     sync.Mutex
+	mu sync.Mutex
+	// The Broker is given entries, and is reset, with mu held: what CatchUp sees of
+	// both under it belongs together.
 	err    error         // why the stream is not being followed
 	broker *sse.Broker   // nil until it has its history
+	last   place         // of the last entry that it was given
 	moved  chan struct{} // closed, and made anew, when the broker has got more
+	state  state         // the values of keys, as of the last entry
 }
 
 func (s *Stream) start() {
@@ -167,8 +174,38 @@ func (s *Stream) PublishOnce(ctx context.Context, key string, ev sse.Event, topi
 	return id, wrap("publish", err)
 }
 
-// appendArgs returns the arguments of XADD behind the key.
-func (s *Stream) appendArgs(ev sse.Event, topics []string) ([]any, error) {
+// endOf appends an entry and drops what is noted of the topics' keys.
+var endOf = redis.NewScript(`
+local id = redis.call('XADD', KEYS[1], unpack(ARGV))
+for i = 3, #KEYS do
+	redis.call('UNLINK', KEYS[i])
+	redis.call('SREM', KEYS[2], KEYS[i])
+end
+return id`)
+
+// End declares that nothing more will be published to the topics, on every node,
+// as [sse.Broker.End] does on one. It blocks as Publish does, and after an error may
+// be called again: a topic that has ended can be ended once more.
+//
+// An entry that comes after the end is sent to nobody, except for topics of it that
+// have not ended. Publish does not return an error for it, since Redis does not look
+// at what it appends.
+//
+// A node knows of the end as long as its Broker's history holds it, one that starts
+// later included, if the end is among the newest entries with which it fills that.
+// A client with an ID from before the end is told of it as long as it is in the stream.
+func (s *Stream) End(ctx context.Context, topics ...string) error {
+	args, err := s.appendArgs(sse.Event{}, topics, "end", "1")
+	if err != nil {
+		return err
+	}
+	s.start()
+	return wrap("end", endOf.Run(ctx, s.appends, s.stateKeys(topics), args...).Err())
+}
+
+// appendArgs returns the arguments of XADD behind the key. The entry has these
+// further fields.
+func (s *Stream) appendArgs(ev sse.Event, topics []string, fields ...any) ([]any, error) {
 	if ev.ID != "" {
 		return nil, fmt.Errorf("redisstream: event has the ID %q, but Redis gives it one", ev.ID)
 	}
@@ -194,15 +231,26 @@ func (s *Stream) appendArgs(ev sse.Event, topics []string) ([]any, error) {
 	if ev.Retry != 0 {
 		args = append(args, "retry", ev.Retry.Milliseconds())
 	}
-	return append(args, "data", ev.Data), nil
+	return append(append(args, fields...), "data", ev.Data), nil
 }
 
 // An entry is what an entry of the stream holds.
 type entry struct {
+	kind   kind
 	event  sse.Event
 	topics []string
-	mark   bool // it holds no event
+	key    string // of a value or a removal
 }
+
+type kind int
+
+const (
+	plain   kind = iota // an event
+	value               // an event that is its key's value
+	removal             // an event after which its key has no value
+	end                 // no event: the topics have ended
+	mark                // no event
+)
 
 // parse returns the entry, or an error if no client can be sent its event.
 func parse(m redis.XMessage) (entry, error) {
@@ -211,11 +259,20 @@ func parse(m redis.XMessage) (entry, error) {
 		return value
 	}
 	if field(markField) != "" {
-		return entry{mark: true}, nil
+		return entry{kind: mark}, nil
 	}
 	e := entry{
 		event:  sse.Event{ID: m.ID, Type: field("type"), Data: field("data")},
 		topics: strings.Split(field("topics"), "\n"),
+		key:    field("key"),
+	}
+	switch _, keyed := m.Values["key"]; {
+	case field("end") != "":
+		return entry{kind: end, topics: e.topics}, nil
+	case keyed && field("remove") != "":
+		e.kind = removal
+	case keyed:
+		e.kind = value
 	}
 	if retry := field("retry"); retry != "" {
 		ms, err := strconv.ParseUint(retry, 10, 31)

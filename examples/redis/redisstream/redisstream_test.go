@@ -2,11 +2,14 @@ package redisstream_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -36,12 +39,17 @@ func TestEveryNodeServesTheSameEventsUnderTheSameIDs(t *testing.T) {
 	second := publish(t, b, sse.Event{Data: "for y"}, "y")
 	third := publish(t, b, sse.Event{}, "y", "x", "")
 	wantEvents(t, atA,
-		sse.Event{ID: first, Type: "greeting", Data: "two\nlines", Retry: 2 * time.Second},
+		sse.Event{ID: first, Type: "greeting", Data: "two\nlines"},
 		sse.Event{ID: third})
 	wantEvents(t, atB,
-		sse.Event{ID: first, Type: "greeting", Data: "two\nlines", Retry: 2 * time.Second},
+		sse.Event{ID: first, Type: "greeting", Data: "two\nlines"},
 		sse.Event{ID: second, Data: "for y"},
 		sse.Event{ID: third})
+	for _, c := range []*client{atA, atB} {
+		if got := c.retry(); got != "2000" {
+			t.Errorf("got the reconnection time %q, want 2000", got)
+		}
+	}
 
 	// A client that moves to the other node goes on right where it was.
 	moved := b.connect(t, first, "x")
@@ -262,6 +270,12 @@ func TestPublishRefusesWhatCannotBeSent(t *testing.T) {
 	r := startRedis(t)
 	s := newStream(t, r)
 	for _, e := range []sse.Event{{ID: "mine"}, {Type: "a\nb"}} {
+		if _, err := s.Set(t.Context(), "key", e); err == nil {
+			t.Errorf("got no error for %+v", e)
+		}
+		if _, err := s.Remove(t.Context(), "key", e); err == nil {
+			t.Errorf("got no error for %+v", e)
+		}
 		if _, err := s.Publish(t.Context(), e); err == nil {
 			t.Errorf("got no error for %+v", e)
 		}
@@ -270,6 +284,9 @@ func TestPublishRefusesWhatCannotBeSent(t *testing.T) {
 		}
 	}
 	if _, err := s.Publish(t.Context(), sse.Event{}, "a\nb"); err == nil {
+		t.Error("got no error for a topic with a line break")
+	}
+	if err := s.End(t.Context(), "a\nb"); err == nil {
 		t.Error("got no error for a topic with a line break")
 	}
 	if got := r.Do(t, "EXISTS", "events"); got != "0" {
@@ -374,6 +391,9 @@ func TestPublishReturnsAtItsDeadline(t *testing.T) {
 	for name, call := range map[string]func(context.Context) (string, error){
 		"Publish":     func(ctx context.Context) (string, error) { return s.Publish(ctx, sse.Event{}) },
 		"PublishOnce": func(ctx context.Context) (string, error) { return s.PublishOnce(ctx, "key", sse.Event{}) },
+		"Set":         func(ctx context.Context) (string, error) { return s.Set(ctx, "key", sse.Event{}) },
+		"Remove":      func(ctx context.Context) (string, error) { return s.Remove(ctx, "key", sse.Event{}) },
+		"End":         func(ctx context.Context) (string, error) { return "", s.End(ctx) },
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 		defer cancel()
@@ -481,6 +501,473 @@ func TestStreamTrimmedPastAClientsPlace(t *testing.T) {
 	wantEvents(t, n.connect(t, events[10].ID), events[11:]...)
 }
 
+// What has ended.
+
+var endEvent = sse.Event{ID: "sse-end", Type: "end"}
+
+func TestEndEndsATopicOnEveryNode(t *testing.T) {
+	r := startRedis(t)
+	a, b := startNode(t, r, &sse.Broker{}), startNode(t, r, &sse.Broker{})
+	atA, atB := a.connectNew(t, "job"), b.connectNew(t, "job")
+	both := b.connectNew(t, "job", "news")
+	one, two := publishedNow(t, a, "one", "job"), publishedNow(t, b, "two", "job")
+	for range 2 { // an end that is told again is none
+		if err := a.stream.End(t.Context(), "job"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []*client{atA, atB} {
+		wantEvents(t, c, one, two, endEvent)
+		c.wantClosed(t)
+	}
+	// What comes after the end is for the other topics.
+	publishedNow(t, a, "late", "job")
+	late := publishedNow(t, b, "late news", "job", "news")
+	last := publishedNow(t, a, "news", "news")
+	wantEvents(t, both, one, two, late, last)
+	for _, n := range []*node{a, b} {
+		redistest.WaitUntil(t, "the node has all entries", func() bool { return n.broker.LastEventID() == last.ID })
+		for _, c := range []*client{n.connect(t, "", "job"), n.connect(t, sse.Earliest, "job")} { // it connects too late
+			wantEvents(t, c, one, two, endEvent)
+			c.wantClosed(t)
+		}
+		c := n.connect(t, one.ID, "job")
+		wantEvents(t, c, two, endEvent)
+		c.wantClosed(t)
+		resp, err := http.Get(n.URL + "?topic=job&lastEventId=sse-end")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusNoContent {
+			t.Errorf("with the ID of the end got status %d, want 204", resp.StatusCode)
+		}
+	}
+}
+
+// A stream of 10 entries, in which the end is one, is the first, and is no more.
+func TestANodeThatStartsAfterTheEnd(t *testing.T) {
+	r := startRedis(t)
+	r.Do(t, "CONFIG", "SET", "stream-node-max-entries", "1") // so that MaxLen is exact
+	s := newStream(t, r)
+	s.MaxLen = 10
+	running := startNode(t, r, &sse.Broker{})
+	restarted := startNode(t, r, &sse.Broker{})
+	restart := func() {
+		restarted.broker.Shutdown(t.Context())
+		restarted = startNode(t, r, &sse.Broker{})
+	}
+	var job []sse.Event
+	for i := range 3 {
+		job = append(job, publishedNow(t, s, strconv.Itoa(i), "job"))
+	}
+	if err := s.End(t.Context(), "job"); err != nil {
+		t.Fatal(err)
+	}
+	var news []sse.Event
+	more := func(n int) {
+		for range n {
+			news = append(news, publishedNow(t, s, "news", "news"))
+		}
+	}
+	check := func(n *node, lastEventID string, want ...sse.Event) {
+		t.Helper()
+		c := n.connect(t, lastEventID, "job")
+		for _, want := range want {
+			if got := c.next(t); got.Type == "gap" && want.Type == "gap" {
+				continue // its ID is that of a place
+			} else if got != want {
+				t.Fatalf("got %+v, want %+v", got, want)
+			}
+		}
+		if len(want) == 0 || want[len(want)-1].Type == "gap" {
+			c.wantNothing(t, 100*time.Millisecond)
+			return
+		}
+		c.wantClosed(t)
+	}
+	gap := sse.Event{Type: "gap"}
+
+	more(5)
+	restart()
+	for _, n := range []*node{running, restarted} {
+		check(n, "", append(slices.Clone(job), endEvent)...)
+		check(n, job[1].ID, job[2], endEvent)
+	}
+	more(4) // the stream begins with the end
+	restart()
+	check(running, "", append(slices.Clone(job), endEvent)...)
+	check(restarted, "", endEvent)
+	check(running, job[1].ID, job[2], endEvent)
+	check(restarted, job[1].ID, gap, endEvent)
+	more(1)
+	restart()
+	check(running, "", append(slices.Clone(job), endEvent)...)
+	check(running, job[1].ID, job[2], endEvent)
+	check(restarted, "") // this node has never heard of the job
+	check(restarted, job[1].ID, gap)
+}
+
+func TestAnEndThatIsOnlyInTheStream(t *testing.T) {
+	r := startRedis(t)
+	s := newStream(t, r)
+	one, two := publishedNow(t, s, "one", "job"), publishedNow(t, s, "two", "job")
+	news := publishedNow(t, s, "news", "news")
+	if err := s.End(t.Context(), "job"); err != nil {
+		t.Fatal(err)
+	}
+	publishedNow(t, s, "late", "job")
+	late := publishedNow(t, s, "late", "job", "news")
+	for range 10 {
+		publishedNow(t, s, "other", "other")
+	}
+	n := startNode(t, r, &sse.Broker{History: 2})
+	c := n.connect(t, one.ID, "job")
+	wantEvents(t, c, two, endEvent)
+	c.wantClosed(t)
+	c = n.connect(t, one.ID, "job", "news")
+	wantEvents(t, c, two, news, late, publishedNow(t, s, "live", "news"))
+}
+
+// The place of a client of a node that began right after an end is that of the end,
+// which is the place of no event.
+func TestAClientWhosePlaceIsAnEnd(t *testing.T) {
+	r := startRedis(t)
+	running := startNode(t, r, &sse.Broker{KeepAlive: 50 * time.Millisecond})
+	event := publishedNow(t, running, "event", "job")
+	if err := running.stream.End(t.Context(), "job"); err != nil {
+		t.Fatal(err)
+	}
+	wantEvents(t, running.connect(t, sse.Earliest, "job"), event, endEvent)
+	r.Do(t, "XTRIM", "events", "MAXLEN", "1")
+	place := startNode(t, r, &sse.Broker{}).broker.LastEventID()
+	c := running.connect(t, place, "news")
+	alive := c.comments.Load()
+	redistest.WaitUntil(t, "the client gets keep-alives", func() bool { return c.comments.Load() > alive+3 })
+	wantEvents(t, c, publishedNow(t, running, "news", "news"))
+}
+
+// Values of keys.
+
+func TestKeysHaveTheSameValuesOnEveryNode(t *testing.T) {
+	r := startRedis(t)
+	a, b := startNode(t, r, &sse.Broker{}), startNode(t, r, &sse.Broker{})
+	atB := b.connectNew(t, "prices")
+	before := a.broker.LastEventID()
+	first := set(t, a, "x", sse.Event{Type: "price", Data: "1"}, "prices")
+	two := set(t, b, "y", sse.Event{Type: "price", Data: "two\nlines", Retry: 2 * time.Second}, "prices", "other")
+	two.Retry = 0 // it is no part of what a client gets as the event
+	three := set(t, a, "x", sse.Event{Data: "3"}, "prices")
+	four := publishedNow(t, a, "an event", "prices")
+	five := set(t, b, "z", sse.Event{Data: "5"}, "prices")
+	six := sse.Event{Data: "gone"}
+	id, err := a.stream.Remove(t.Context(), "z", six, "prices")
+	if err != nil {
+		t.Fatal(err)
+	}
+	six.ID = id
+	wantEvents(t, atB, first, two, three, four, five, six)
+	c := startNode(t, r, &sse.Broker{})
+	for _, n := range []*node{a, b, c} {
+		redistest.WaitUntil(t, "the node has all entries", func() bool { return n.broker.LastEventID() == six.ID })
+		if got := n.Stats().Keys; got != 3 {
+			t.Errorf("got %d keys in the Broker, want x, y, and y of the other topic", got)
+		}
+		wantEvents(t, n.connect(t, before, "prices"), two, three, four, six) // from the Broker's history
+		for topics, want := range map[string][]sse.Event{
+			"prices": {two, three}, "other": {two}, "prices,other": {two, three}, "none": nil,
+		} {
+			c := n.connect(t, "", strings.Split(topics, ",")...)
+			for _, want := range want {
+				want.ID = "" // no client is to go on in the middle of the state
+				wantEvents(t, c, want)
+				if got := c.retry(); got != "2000" {
+					t.Errorf("got the reconnection time %q, want that of the value", got)
+				}
+			}
+			redistest.WaitUntil(t, "the client has its place", func() bool { return c.lastID() == six.ID })
+			c.wantNothing(t, 50*time.Millisecond)
+		}
+	}
+	live := c.connectNew(t, "prices")
+	live.next(t)
+	live.next(t)
+	wantEvents(t, live, set(t, a, "x", sse.Event{Data: "7"}, "prices"))
+}
+
+func TestValuesOutliveTheStream(t *testing.T) {
+	r := startRedis(t)
+	r.Do(t, "CONFIG", "SET", "stream-node-max-entries", "1") // so that MaxLen is exact
+	s := newStream(t, r)
+	s.MaxLen = 10
+	running := startNode(t, r, &sse.Broker{})
+	old := set(t, s, "old", sse.Event{Data: "old"}, "a")
+	set(t, s, "removed", sse.Event{Data: "removed"}, "a")
+	set(t, s, "ended", sse.Event{Data: "ended"}, "b")
+	set(t, s, "removed", sse.Event{Data: "removed"}, "c")
+	if _, err := s.Remove(t.Context(), "removed", sse.Event{}, "c"); err != nil {
+		t.Fatal(err)
+	}
+	set(t, s, "replaced", sse.Event{Data: "replaced"}, "a")
+	if _, err := s.Remove(t.Context(), "removed", sse.Event{}, "a"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.End(t.Context(), "b"); err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		publishedNow(t, s, "other", "other")
+	}
+	event := publishedNow(t, s, "event", "a")
+	set(t, s, "replaced", sse.Event{Data: "replaced again"}, "a")
+	replaced := set(t, s, "replaced", sse.Event{Data: "newest"}, "a")
+	old.ID = ""
+	restarted := startNode(t, r, &sse.Broker{})
+	for _, n := range []*node{running, restarted} {
+		redistest.WaitUntil(t, "the node has all entries", func() bool { return n.broker.LastEventID() == replaced.ID })
+		c := n.connect(t, "", "a")
+		wantEvents(t, c, old, sse.Event{Data: "newest"})
+		c = n.connect(t, "1-0", "a")
+		wantBesidesID(t, c, sse.Event{Type: "gap", Data: "1-0"})
+		wantBesidesID(t, c, old)
+		wantEvents(t, c, event, replaced)
+		c.wantNothing(t, 50*time.Millisecond)
+	}
+	c := restarted.connect(t, "", "b")
+	c.wantNothing(t, 50*time.Millisecond)
+	// The stream begins with a value, of which there is no second one before it.
+	r.Do(t, "XTRIM", "events", "MAXLEN", "1")
+	c = restarted.connect(t, "1-0", "a")
+	wantBesidesID(t, c, sse.Event{Type: "gap", Data: "1-0"})
+	wantBesidesID(t, c, old)
+	wantEvents(t, c, replaced)
+	// Only what is a value takes memory in Redis.
+	if got := r.Do(t, "SMEMBERS", "events:state"); got != "[events:state:a]" {
+		t.Errorf("got the hashes %s, want that of one topic", got)
+	}
+	if got := r.Do(t, "DBSIZE"); got != "3" {
+		t.Errorf("got %s keys in Redis, want the stream, the set and a hash", got)
+	}
+	r.Stop(t, syscall.SIGTERM) // newcomers do without it
+	wantEvents(t, restarted.connect(t, "", "a"), old, sse.Event{Data: "newest"})
+}
+
+func TestAClientThatCatchesUpGetsNoReplacedValues(t *testing.T) {
+	r := startRedis(t)
+	s := newStream(t, r)
+	first := publishedNow(t, s, "first", "a")
+	set(t, s, "x", sse.Event{Data: "1"}, "a")
+	inB := set(t, s, "y", sse.Event{Data: "2"}, "a", "b") // y is replaced in a only
+	event := publishedNow(t, s, "event", "a")
+	x := set(t, s, "x", sse.Event{Data: "3"}, "a")
+	y := set(t, s, "y", sse.Event{Data: "4"}, "a")
+	z := set(t, s, "z", sse.Event{Data: "5"}, "a")
+	gone := sse.Event{Data: "gone"}
+	var err error
+	if gone.ID, err = s.Remove(t.Context(), "z", gone, "a"); err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		publishedNow(t, s, "other", "other")
+	}
+	n := startNode(t, r, &sse.Broker{History: 2})
+	c := n.connect(t, first.ID, "a")
+	wantEvents(t, c, event, x, y, z, gone)
+	c = n.connect(t, first.ID, "a", "b")
+	wantEvents(t, c, inB, event, x, y, z, gone)
+}
+
+// A program in another language may append a value and note nothing beside the stream.
+func TestAValueThatIsOnlyInTheStream(t *testing.T) {
+	r := startRedis(t)
+	s := newStream(t, r)
+	first := publishedNow(t, s, "first", "a")
+	old := set(t, s, "x", sse.Event{Data: "1"}, "a")
+	x := sse.Event{ID: r.Do(t, "XADD", "events", "*", "topics", "a", "key", "x", "data", "2"), Data: "2"}
+	y := sse.Event{ID: r.Do(t, "XADD", "events", "*", "topics", "a", "key", "y", "data", "3"), Data: "3"}
+	for range 10 {
+		publishedNow(t, s, "other", "other")
+	}
+	n := startNode(t, r, &sse.Broker{History: 2})
+	c := n.connect(t, first.ID, "a")
+	wantEvents(t, c, old, x, y) // the node does not know that the first was replaced
+}
+
+func TestTheValuesOfAnEndedTopicAreForgottenWithItsEnd(t *testing.T) {
+	r := startRedis(t)
+	n := startNode(t, r, &sse.Broker{History: 2})
+	set(t, n, "x", sse.Event{Data: "1"}, "a")
+	if err := n.stream.End(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	var last sse.Event
+	for range 300 { // a Broker keeps at least 256
+		last = publishedNow(t, n, "other", "other")
+	}
+	redistest.WaitUntil(t, "the node has all entries", func() bool { return n.broker.LastEventID() == last.ID })
+	c := n.connect(t, "", "a")
+	c.wantNothing(t, 50*time.Millisecond)
+}
+
+func TestAValueThatChangesAsANodeStarts(t *testing.T) {
+	r := startRedis(t)
+	s := newStream(t, r)
+	set(t, s, "x", sse.Event{Data: "1"}, "a")
+	set(t, s, "y", sse.Event{Data: "1"}, "a")
+	set(t, s, "z", sse.Event{Data: "1"}, "a")
+	n := newNode(t, r, &sse.Broker{})
+	changed := false
+	n.gate.before("smembers", func() { // between the entries and the values
+		changed = true
+		set(t, s, "x", sse.Event{Data: "2"}, "a")
+		if _, err := s.Remove(t.Context(), "y", sse.Event{}, "a"); err != nil {
+			t.Error(err)
+		}
+	})
+	n.follow(t)
+	n.waitUntilFollowing(t)
+	last := publishedNow(t, s, "last", "other")
+	redistest.WaitUntil(t, "the node has all entries", func() bool { return n.broker.LastEventID() == last.ID })
+	if !changed {
+		t.Fatal("the node did not read the values")
+	}
+	c := n.connect(t, "", "a")
+	wantEvents(t, c, sse.Event{Data: "1"}, sse.Event{Data: "2"})
+	c.wantNothing(t, 50*time.Millisecond)
+}
+
+func TestAClientThatWaitsForAStartingNodeGetsTheValuesOnce(t *testing.T) {
+	r := startRedis(t)
+	s := newStream(t, r)
+	set(t, s, "x", sse.Event{Data: "1"})
+	publishedNow(t, s, "old")
+	n := newNode(t, r, &sse.Broker{})
+	n.gate.close()
+	n.follow(t)
+	c := n.connect(t, "")
+	redistest.WaitUntil(t, "the client waits", func() bool { return n.Stats().Clients == 1 })
+	n.gate.open()
+	n.waitUntilFollowing(t)
+	wantEvents(t, c, sse.Event{Data: "1"})
+	redistest.WaitUntil(t, "the client has its place", func() bool { return c.lastID() != "" })
+	wantEvents(t, c, publishedNow(t, s, "new"))
+}
+
+// Whatever happens to nodes and connections, what a page has made of its events is what
+// the keys' values are.
+func TestEveryPageShowsTheValues(t *testing.T) {
+	r := startRedis(t)
+	r.Do(t, "CONFIG", "SET", "stream-node-max-entries", "1") // so that MaxLen is exact
+	s := newStream(t, r)
+	s.MaxLen = 30
+	nodes := make([]*node, 2)
+	var urls [2]atomic.Value
+	restart := func(i int) {
+		if nodes[i] != nil {
+			nodes[i].CloseClientConnections()
+		}
+		nodes[i] = startNode(t, r, &sse.Broker{History: 10})
+		urls[i].Store(nodes[i].URL + "?topic=a")
+	}
+	restart(0)
+	restart(1)
+	ctx, cancel := context.WithCancel(t.Context())
+	var working sync.WaitGroup
+	defer working.Wait()
+	defer cancel()
+	pages := make([]*page, 10)
+	for i := range pages {
+		pages[i] = &page{}
+		working.Go(func() {
+			for ctx.Err() == nil {
+				stay := time.Duration(rand.N(60)) * time.Millisecond
+				if rand.N(10) == 0 {
+					stay = time.Second
+				}
+				pages[i].read(ctx, urls[rand.N(2)].Load().(string), stay)
+				time.Sleep(time.Duration(rand.N(100)) * time.Millisecond)
+			}
+		})
+	}
+	want := map[string]string{}
+	for n := range 1500 {
+		key := strconv.Itoa(rand.N(20))
+		switch what := rand.N(20); {
+		case what < 10:
+			want[key] = strconv.Itoa(n)
+			set(t, s, key, sse.Event{Type: "set", Data: key + " " + want[key]}, "a")
+		case what < 14:
+			delete(want, key)
+			if _, err := s.Remove(t.Context(), key, sse.Event{Type: "remove", Data: key}, "a"); err != nil {
+				t.Fatal(err)
+			}
+		default:
+			publishedNow(t, s, "other", "a")
+		}
+		if n%300 == 150 {
+			restart(rand.N(2))
+		}
+	}
+	for i, p := range pages {
+		redistest.WaitUntil(t, fmt.Sprintf("page %d shows %v", i, want), func() bool {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return maps.Equal(p.shows, want)
+		})
+	}
+}
+
+// A page shows the value of each key.
+type page struct {
+	lastID string
+
+	mu    sync.Mutex
+	shows map[string]string
+}
+
+// read reads a stream for a while, from where the page has come to.
+func (p *page) read(ctx context.Context, url string, stay time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, stay)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, "GET", url, nil)
+	if err != nil {
+		panic(err)
+	}
+	if p.lastID == "" {
+		p.clear()
+	} else {
+		req.Header.Set("Last-Event-ID", p.lastID)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return
+	}
+	defer resp.Body.Close()
+	d := sse.NewDecoder(resp.Body)
+	for e := range d.All() {
+		key, value, _ := strings.Cut(e.Data, " ")
+		switch e.Type {
+		case "gap":
+			p.clear()
+		case "set":
+			p.mu.Lock()
+			p.shows[key] = value
+			p.mu.Unlock()
+		case "remove":
+			p.mu.Lock()
+			delete(p.shows, key)
+			p.mu.Unlock()
+		}
+	}
+	p.lastID = cmp.Or(d.LastEventID(), p.lastID)
+}
+
+func (p *page) clear() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.shows = map[string]string{}
+}
+
 // Idempotency.
 
 func TestPublishOnceAppendsOnce(t *testing.T) {
@@ -561,6 +1048,7 @@ type gate struct {
 	state int
 	conns []net.Conn
 	lose  atomic.Bool
+	hooks map[string]func() // called once before a command is sent
 }
 
 const (
@@ -587,6 +1075,9 @@ func (g *gate) open()           { g.set(gateOpen) }
 func (g *gate) readsOnly()      { g.set(gateReadsOnly) }
 func (g *gate) loseNextAnswer() { g.lose.Store(true) }
 
+// before calls do before the first command of that name is sent.
+func (g *gate) before(command string, do func()) { g.hooks = map[string]func(){command: do} }
+
 func (g *gate) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -612,6 +1103,12 @@ type gateConn struct {
 func (c *gateConn) Write(p []byte) (int, error) {
 	if c.noTail && bytes.Contains(bytes.ToLower(p), []byte("xread")) {
 		return 0, errors.New("the gate is closed to the tail")
+	}
+	for command, do := range c.gate.hooks {
+		if bytes.Contains(bytes.ToLower(p), []byte(command)) {
+			delete(c.gate.hooks, command)
+			do()
+		}
 	}
 	appends := bytes.Contains(bytes.ToUpper(p), []byte("XADD")) || bytes.Contains(bytes.ToUpper(p), []byte("EVAL"))
 	if appends && c.gate.lose.CompareAndSwap(true, false) {
@@ -688,12 +1185,17 @@ func (n *node) Publish(ctx context.Context, e sse.Event, topics ...string) (stri
 	return n.stream.Publish(ctx, e, topics...)
 }
 
+func (n *node) Set(ctx context.Context, key string, e sse.Event, topics ...string) (string, error) {
+	return n.stream.Set(ctx, key, e, topics...)
+}
+
 // A client reads a stream as a browser does.
 type client struct {
 	events   chan sse.Event
 	comments atomic.Int64
 	mu       sync.Mutex
 	place    string
+	wait     string // the newest reconnection time
 }
 
 // connect connects a client with this Last-Event-ID to the topics. It returns
@@ -731,6 +1233,15 @@ func (n *node) connect(t *testing.T, lastEventID string, topics ...string) *clie
 	return c
 }
 
+// connectNew connects a client without an ID and waits until it has its place: what is
+// published from then on, it gets.
+func (n *node) connectNew(t *testing.T, topics ...string) *client {
+	t.Helper()
+	c := n.connect(t, "", topics...)
+	redistest.WaitUntil(t, "the client has its place", func() bool { return c.lastID() != "" })
+	return c
+}
+
 // Write looks at what the client is sent, for what no event shows.
 func (c *client) Write(p []byte) (int, error) {
 	c.comments.Add(int64(bytes.Count(p, []byte(":\n"))))
@@ -738,6 +1249,11 @@ func (c *client) Write(p []byte) (int, error) {
 		if id, ok := strings.CutPrefix(line, "id: "); ok {
 			c.mu.Lock()
 			c.place = strings.TrimSpace(id)
+			c.mu.Unlock()
+		}
+		if ms, ok := strings.CutPrefix(line, "retry: "); ok {
+			c.mu.Lock()
+			c.wait = strings.TrimSpace(ms)
 			c.mu.Unlock()
 		}
 	}
@@ -748,6 +1264,12 @@ func (c *client) lastID() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.place
+}
+
+func (c *client) retry() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.wait
 }
 
 func (c *client) next(t *testing.T) sse.Event {
@@ -771,6 +1293,19 @@ func (c *client) wantNothing(t *testing.T, d time.Duration) {
 	case e, ok := <-c.events:
 		t.Fatalf("got %+v (%v), want nothing", e, ok)
 	case <-time.After(d):
+	}
+}
+
+// wantClosed fails if an event comes, or if the stream does not end.
+func (c *client) wantClosed(t *testing.T) {
+	t.Helper()
+	select {
+	case e, ok := <-c.events:
+		if ok {
+			t.Fatalf("got %+v, want the end of the stream", e)
+		}
+	case <-time.After(15 * time.Second):
+		t.Fatal("the stream does not end")
 	}
 }
 
@@ -806,9 +1341,24 @@ func publish(t *testing.T, p publisher, e sse.Event, topics ...string) (id strin
 }
 
 // publishedNow publishes an event and returns it as a client gets it.
-func publishedNow(t *testing.T, p publisher, data string) sse.Event {
+func publishedNow(t *testing.T, p publisher, data string, topics ...string) sse.Event {
 	t.Helper()
-	return sse.Event{ID: publish(t, p, sse.Event{Data: data}), Data: data}
+	return sse.Event{ID: publish(t, p, sse.Event{Data: data}, topics...), Data: data}
+}
+
+type setter interface {
+	Set(context.Context, string, sse.Event, ...string) (string, error)
+}
+
+// set sets a key's value and returns it as a client gets it.
+func set(t *testing.T, s setter, key string, e sse.Event, topics ...string) sse.Event {
+	t.Helper()
+	id, err := s.Set(t.Context(), key, e, topics...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.ID = id
+	return e
 }
 
 // publishSoon publishes as soon as Redis is there again.
