@@ -308,6 +308,7 @@ type ResponseError struct {
 	Body       []byte // the beginning: at most 64 KiB, and what came within 5 seconds
 }
 
+// Error returns the status and, if it was 200, the Content-Type that was wrong.
 func (e *ResponseError) Error() string {
 	text := fmt.Sprintf("sse: server answered %d %s", e.StatusCode, http.StatusText(e.StatusCode))
 	if e.StatusCode == http.StatusOK {
