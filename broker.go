@@ -40,7 +40,7 @@ type Broker struct {
 	// History is the number of events kept for clients that reconnect, of all
 	// topics together. If 0, it is 10,000. If negative, none are kept: events
 	// are assigned no IDs, and a client that reconnects begins with the next
-	// event published.
+	// event published, or with what CatchUp yields: a snapshot each time.
 	History int
 
 	// HistoryAge is how long an event is kept for clients that reconnect. If 0
@@ -220,8 +220,9 @@ func give(signal chan struct{}) {
 // falls behind catches up from the history.
 //
 // Publish returns the event's ID. If ev.ID is empty, one is assigned, unless the
-// Broker keeps no history. Publish returns [ErrDuplicateID], and the ID, if the ID is
-// in the history, so that publishing an event again does no harm. It returns
+// Broker keeps no history: a random prefix and a counter in base 36. Publish returns
+// [ErrDuplicateID], and the ID, if the ID is in the history, in whatever topic, so
+// that publishing an event again does no harm. It returns
 // [ErrEnded] if one of the topics has ended, [ErrClosed] after Shutdown, and the error
 // of [Event.AppendText] if ev cannot be sent. If Publish returns an error, no client
 // receives the event.
@@ -2084,6 +2085,9 @@ var errStop = errors.New("sse: loop left")
 //	defer cancel()
 //	broker.Shutdown(ctx)
 //	srv.Shutdown(ctx)
+//
+// If the server's BaseContext ends before that, for example at SIGINT, streams of
+// Serve end with it, and Shutdown can send them nothing.
 func (b *Broker) Shutdown(ctx context.Context) error {
 	b.mu.Lock()
 	b.initLocked()
