@@ -40,7 +40,7 @@ type Broker struct {
 	// History is the number of events kept for clients that reconnect, of all
 	// topics together. If 0, it is 10,000. If negative, none are kept: events
 	// are assigned no IDs, and a client that reconnects begins with the next
-	// event published.
+	// event published, or with what CatchUp yields: a snapshot each time.
 	History int
 
 	// HistoryAge is how long an event is kept for clients that reconnect. If 0
@@ -51,9 +51,9 @@ type Broker struct {
 	// encoded form and the names of their topics. The newest event is kept
 	// whatever its size. If 0, it is 16 MiB; if negative, there is no limit.
 	//
-	// Events of more than 64 KiB that have left the history while slow clients
-	// are still being sent them may take up as many bytes again. Beyond that, the
-	// clients that have been at it longest are disconnected with [ErrTooSlow].
+	// Events of more than 64 KiB that are evicted while slow clients are still
+	// receiving them may take up the same number of bytes again. Beyond that, the
+	// clients that began to receive them first are disconnected with [ErrTooSlow].
 	HistoryBytes int
 
 	// MaxClients is the limit on the clients served at one time. Further clients
@@ -219,9 +219,12 @@ func give(signal chan struct{}) {
 // and the time it takes does not depend on how many there are: a client that
 // falls behind catches up from the history.
 //
+//	id, err := broker.Publish(sse.Event{Data: "hello"}, "room/42")
+//
 // Publish returns the event's ID. If ev.ID is empty, one is assigned, unless the
-// Broker keeps no history. Publish returns [ErrDuplicateID], and the ID, if the ID is
-// in the history, so that publishing an event again does no harm. It returns
+// Broker keeps no history: a random prefix and a counter in base 36. Publish returns
+// [ErrDuplicateID], and the ID, if the ID is in the history, in whatever topic, so
+// that publishing an event again does no harm. It returns
 // [ErrEnded] if one of the topics has ended, [ErrClosed] after Shutdown, and the error
 // of [Event.AppendText] if ev cannot be sent. If Publish returns an error, no client
 // receives the event.
@@ -239,7 +242,7 @@ func (b *Broker) Publish(ev Event, topics ...string) (id string, err error) {
 // removed. A client without a last event ID first receives the newest value of every
 // key of its topics, in the order they were published, and then what is published
 // from then on. A client that is behind is not sent values that were replaced
-// meanwhile: it receives the newest of each key once, and all other events as ever. A
+// meanwhile: it receives the newest of each key once, and all other events. A
 // client whose last event is not in the history receives the event "gap", the newest
 // value of every key, and then the rest of the history. CatchUp, if set, is called
 // instead of that, and for a client without an ID.
@@ -345,15 +348,14 @@ func (b *Broker) LastEventID() string {
 	return b.log.idAfter(b.log.head)
 }
 
-// Reset drops the history and begins a new one. It is for a Broker that is fed
-// from a log elsewhere, when there is a hole between the events that it has and
-// those that it will be fed. Every client, those connected now included, is
-// treated as one whose last event is not in the history: CatchUp is called for it,
-// or it gets the event "gap" and then what is published from now on.
+// Reset drops the history and begins a new one. It is for a Broker that publishes
+// the events of another log, when it has missed some of them. Every client, now
+// connected or not, then has a gap: CatchUp is called for it, or it receives the
+// event "gap" and what is published from now on.
 //
-// lastEventID is the ID of the event in that log right before the new history: a
-// client that has seen it has missed nothing. If it is "", the Broker assigns one.
-// IDs from before are forgotten and may be published again.
+// lastEventID is the ID of the event in that log right before the new history. A
+// client that has seen it has no gap. If it is "", the Broker assigns one. Earlier
+// IDs are forgotten and may be published again.
 //
 // Reset waits for no client and takes time in proportion to their number. It
 // returns [ErrClosed] after Shutdown, [ErrDuplicateID] if the Broker assigned
@@ -1584,9 +1586,9 @@ func (s *subscriber) goOn(since uint64, upTo, lastID string, yielded bool) []*fr
 // error is ErrClientLeft, because net/http cancels the context too when the client
 // leaves.
 //
-// A GET over HTTP/1.1 is answered without chunks: the stream ends with its
-// connection, which needs fewer writes. That is no less safe, since a Broker's
-// stream has no end of its own that a truncated one could be mistaken for.
+// The response to a GET over HTTP/1.1 is not chunked, which saves writes: the stream
+// ends with its connection. A truncated stream is still not taken for a finished
+// one, because only the event "end" finishes a Broker's stream.
 func (b *Broker) Serve(w http.ResponseWriter, r *http.Request, topics ...string) error {
 	if answerEnded(w, r) {
 		return ErrEnded
@@ -1625,22 +1627,22 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 //	online.Add(user)
 //	broker.Detach(w, r, func(error) { online.Remove(user) }, "prices")
 //
-// The stream bypasses middleware that wraps w, and the request's context has no
-// part in it. The handler must not use w after the call. A client that closes its
+// The stream bypasses middleware that wraps w, and does not end with the request's
+// context. The handler must not use w after the call. A client that closes its
 // connection is noticed by the next write to it, at the latest by the next
 // keep-alive; on Linux, a client that vanished is noticed about WriteTimeout later.
 //
 // done may be called before Detach returns, or from another goroutine. Shutdown
 // waits for it, so it must not call Shutdown. A panic in done is logged.
 //
-// Detach serves the client as Serve does, and returns false when the stream has
-// ended, where it cannot take the connection over:
+// If Detach cannot take the connection over, it serves the client as Serve does, and
+// returns false when the stream has ended. That is so if
 //
 //   - the client speaks HTTP/2, or the server is not net/http's, as in package fcgi;
 //   - a ResponseWriter that wraps the server's has neither Hijack nor Unwrap;
 //   - the request has a body;
-//   - the request came through Varnish, or a client says so by an X-Varnish header;
-//     Varnish holds back the beginning of a response without chunks.
+//   - the request has an X-Varnish header, because Varnish holds back the beginning
+//     of a response without chunks.
 //
 // It also returns false if the client was turned away. Over TLS, a client costs the
 // memory of crypto/tls as well.
@@ -2064,10 +2066,10 @@ func (b *Broker) lookAtIdleLocked(s *subscriber) {
 // Subscribe returns an iterator over the events of the topics, for consumers in the
 // process. If no topic is named, it is the default topic. The subscription begins
 // and ends with the loop. It begins with the events after lastEventID or, if that is
-// "", with the next event published; to begin at a certain moment, take LastEventID
-// then. The loop receives what a client would, the gap event and what CatchUp yields
-// included. Publish does not wait for a slow loop either; it catches up from the
-// history.
+// "", with the next event published. To begin before the loop does, call LastEventID
+// at that moment. The loop receives what a client would, including the event "gap"
+// and what CatchUp yields. Publish does not wait for a slow loop, which catches up
+// from the history as a client does.
 //
 // Iteration blocks until there is an event. It ends with an error and a zero Event:
 // the cause of ctx's end, [ErrClosed] after Shutdown, [ErrEnded] when all topics have
@@ -2116,16 +2118,19 @@ var errStop = errors.New("sse: loop left")
 // events it is still owed, and a random reconnection time from Retry up to twice
 // that. Shutdown blocks until the last client and the last loop over Subscribe have
 // left. It must not be called from such a loop, from CatchUp, or from a function
-// given to Detach. When ctx is done before, Shutdown disconnects those that are left
-// and returns the cause.
+// given to Detach. If ctx is done before that, Shutdown disconnects the clients that
+// are left and returns the cause of ctx's end.
 //
-// An [http.Server] that shuts down waits for its handlers, but not for detached
-// clients, so the Broker is first:
+// [http.Server.Shutdown] waits for handlers, and not for detached clients, so shut
+// down the Broker first:
 //
 //	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 //	defer cancel()
 //	broker.Shutdown(ctx)
 //	srv.Shutdown(ctx)
+//
+// If the server's BaseContext ends before that, for example at SIGINT, streams of
+// Serve end with it, and Shutdown can send them nothing.
 func (b *Broker) Shutdown(ctx context.Context) error {
 	b.mu.Lock()
 	b.initLocked()

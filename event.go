@@ -38,30 +38,32 @@ var endFrame = &frame{id: endID, body: "event: " + endType + "\ndata: \n\n", mar
 //
 // See https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream.
 type Event struct {
-	// ID is what the client sends back as Last-Event-ID when it reconnects.
-	// It has at most 1 KiB of valid UTF-8, no control characters, and no blank at
-	// either end. [Earliest] and "sse-end" are reserved. "" sends no id field; a
-	// [Broker] that keeps a history assigns one instead.
+	// ID is what the client sends back as Last-Event-ID when it reconnects. If "",
+	// a [Broker] that keeps a history assigns an ID, and in other streams the event
+	// has none. In a Broker an ID must be unique among the events of all topics, and
+	// all clients may see it.
+	//
+	// An ID must be valid UTF-8 of at most 1 KiB, without control characters and
+	// without a space at either end. [Earliest] and "sse-end" are reserved. Prefer
+	// ASCII: some clients, such as npm's eventsource, cannot reconnect after any
+	// other ID.
 	ID string
 
-	// Type is the name that a browser dispatches the event under, for
-	// addEventListener. "" is "message". It must be valid UTF-8 without CR, LF or
-	// NUL.
+	// Type is the event type under which a browser dispatches the event. If "", it
+	// is "message". It must be valid UTF-8 without CR, LF and NUL.
 	Type string
 
-	// Data is the payload: any text, over any number of lines. Each CR, LF and
-	// CRLF in it reaches the client as LF. What is not valid UTF-8 is sent as
-	// U+FFFD, which a browser would show for it.
+	// Data is the payload, a text of any number of lines. The client receives each
+	// CR, LF and CRLF in it as LF, and U+FFFD for bytes that are not valid UTF-8.
 	Data string
 
-	// Retry is the time that the client is to wait before it reconnects, from
-	// now on. It is sent in whole milliseconds, rounded down. 0 leaves the
-	// client's time as it is; a negative time, or one under a millisecond, is
-	// an error.
+	// Retry is the client's new reconnection time, sent in whole milliseconds,
+	// rounded down. If 0, the client's reconnection time is not changed. It must not
+	// be negative or less than a millisecond.
 	Retry time.Duration
 }
 
-// JSON returns an Event whose Data is v as [json.Marshal] writes it.
+// JSON returns an Event whose Data is v as encoded by [json.Marshal].
 func JSON(v any) (Event, error) {
 	data, err := json.Marshal(v)
 	if err != nil {
@@ -70,7 +72,7 @@ func JSON(v any) (Event, error) {
 	return Event{Data: string(data)}, nil
 }
 
-// AppendText appends the event as it is written to a stream, and implements
+// AppendText appends the event to b as it is written to a stream. It implements
 // [encoding.TextAppender]. If the event cannot be represented, AppendText returns
 // b unchanged and an error naming the offending field and its value.
 func (e Event) AppendText(b []byte) ([]byte, error) {
@@ -301,19 +303,18 @@ func parseRetry(value string) (retry time.Duration, ok bool) {
 	return time.Duration(min(ms, most)) * time.Millisecond, true
 }
 
-// A Decoder reads events from a stream, as a browser's EventSource does. Make one
-// with [NewDecoder]. It follows the standard's section on interpreting an event
-// stream: lines that end in LF, CR or CRLF, one byte order mark at the start,
-// comments and unknown fields skipped, an event that the stream's end cuts off
-// discarded, and U+FFFD for what is not UTF-8.
+// A Decoder reads the events of a stream as a browser's EventSource does. Create
+// one with [NewDecoder]. Lines may end in LF, CR or CRLF. A byte order mark at the
+// start, comments and unknown fields are skipped, an event that the stream's end
+// cuts off is discarded, and bytes that are not valid UTF-8 are read as U+FFFD.
 //
-// A Decoder must not be used by several goroutines at once.
+// A Decoder is not safe for concurrent use by multiple goroutines.
 //
 // See https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation.
 type Decoder struct {
-	// MaxEventBytes bounds the size of one event in the stream, in bytes with
-	// its field names and line ends, comments not counted. The Decoder holds
-	// little more than that in memory. 0 is 16 MiB; negative is no limit.
+	// MaxEventBytes is the limit on the size of one event, in bytes, with its field
+	// names and line ends and without comments. The Decoder holds little more than
+	// that in memory. If 0, it is 16 MiB; if negative, there is no limit.
 	MaxEventBytes int
 
 	r       *bufio.Reader
@@ -330,28 +331,29 @@ type Decoder struct {
 	wait   time.Duration
 }
 
-// NewDecoder returns a Decoder that reads from r, which it buffers.
+// NewDecoder returns a Decoder that reads from r. It may read more from r than the
+// events it has returned.
 func NewDecoder(r io.Reader) *Decoder {
 	return &Decoder{r: bufio.NewReader(r)}
 }
 
-// LastEventID returns the ID to send as Last-Event-ID when reconnecting: that
-// of the last block that set one, be it an event or not.
+// LastEventID returns the ID to send as Last-Event-ID when reconnecting. It is the
+// one that the stream set last, with an event or without one.
 func (d *Decoder) LastEventID() string { return d.lastID }
 
-// Retry returns the reconnection time that the stream asked for last, and 0 if
-// it asked for none.
+// Retry returns the reconnection time that the stream set last, or 0 if it set none.
 func (d *Decoder) Retry() time.Duration { return d.wait }
 
-// Decode returns the next event. It blocks until there is one. It returns
-// [io.EOF] at the end of the stream, [io.ErrUnexpectedEOF] if the stream ends
-// within an event that has data, an error that wraps [ErrEventTooLarge], or the
-// reader's error. Once Decode has returned an error, all later calls return the
-// same error.
+// Decode returns the next event. It blocks until there is one.
 //
-// The event's ID is the last one that the stream set, for this event or for an
-// earlier one. Its Type is "" if the stream named none. Its Retry is 0: a
-// reconnection time is no part of an event, and [Decoder.Retry] returns it.
+// The event's ID is the one that the stream set last, for this event or for an
+// earlier one. Its Type is "" if the stream set none. Its Retry is always 0, because
+// a reconnection time is not part of an event; see [Decoder.Retry].
+//
+// Decode returns [io.EOF] at the end of the stream, [io.ErrUnexpectedEOF] if the
+// stream ends within an event that has data, an error that wraps [ErrEventTooLarge],
+// or the error of the reader. Once Decode has returned an error, all later calls
+// return the same error.
 func (d *Decoder) Decode() (Event, error) {
 	for d.err == nil {
 		var line []byte
@@ -376,8 +378,8 @@ func (d *Decoder) Decode() (Event, error) {
 	return Event{}, d.err
 }
 
-// All returns an iterator over the events up to the stream's end. An error
-// other than [io.EOF] is yielded last, with a zero Event.
+// All returns an iterator over the remaining events of the stream. It yields an
+// error other than [io.EOF] last, with a zero Event.
 func (d *Decoder) All() iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		for {

@@ -25,8 +25,8 @@ import (
 	"github.com/seed22e817d0/sse"
 )
 
-// A whole server: every client that connects gets what is published from then
-// on.
+// A complete server. Every client that connects receives what is published from
+// then on.
 func Example() {
 	broker := &sse.Broker{}
 	mux := http.NewServeMux()
@@ -46,8 +46,8 @@ func Example() {
 	// Output: hello <nil>
 }
 
-// Who may read which topics is decided by code in front of Serve, and what is
-// to be done for a client that has left, behind it.
+// Code before the call of Serve decides who may read which topics. Code after it
+// runs when the client has left.
 func ExampleBroker_Serve() {
 	broker := &sse.Broker{}
 	mayRead := func(r *http.Request, room string) bool {
@@ -94,11 +94,11 @@ func ExampleBroker_Serve() {
 	// for all rooms
 }
 
-// A stream ends when the context of its request does. The browser comes back,
-// and is told that it may not.
+// A stream ends when the context of its request is done. The browser comes back and
+// is refused.
 func ExampleBroker_Serve_revoke() {
 	broker := &sse.Broker{}
-	session, revoke := context.WithCancel(context.Background()) // found by the session's cookie, say
+	session, revoke := context.WithCancel(context.Background()) // one for each session
 
 	handler := func(w http.ResponseWriter, r *http.Request) {
 		if session.Err() != nil {
@@ -133,8 +133,8 @@ func ExampleBroker_Serve_revoke() {
 	// 401 Unauthorized
 }
 
-// A detached client costs no goroutine of net/http. What is to be done once it
-// has left is said beforehand.
+// A detached client needs no goroutine. The function given to Detach runs when the
+// client has left.
 func ExampleBroker_Detach() {
 	broker := &sse.Broker{}
 	var online atomic.Int64
@@ -163,8 +163,8 @@ func ExampleBroker_Detach() {
 	// 0 online
 }
 
-// An event that is published twice, by a queue that delivers at least once for
-// instance, reaches everybody once if it has an ID of its own.
+// An event with an ID of its own reaches every client once, even if it is published
+// twice, for example by a queue that delivers at least once.
 func ExampleBroker_Publish() {
 	broker := &sse.Broker{}
 	for range 2 {
@@ -181,7 +181,7 @@ func ExampleBroker_Publish() {
 	// 1 published
 }
 
-// The parts of a program subscribe as clients do, without HTTP.
+// Other parts of the program subscribe as clients do, without HTTP.
 func ExampleBroker_Subscribe() {
 	broker := &sse.Broker{}
 	ctx, stop := context.WithCancel(context.Background())
@@ -229,8 +229,8 @@ func ExampleBroker_Subscribe_testing() {
 	// sold umbrella <nil>
 }
 
-// A page is rendered with the state of a moment and the ID of that moment: its
-// stream then brings what was published since, and nothing else.
+// A page is rendered with the current state and the last event ID. Its stream then
+// has exactly the events published since.
 func ExampleBroker_LastEventID() {
 	broker := &sse.Broker{}
 	broker.Publish(sse.Event{Data: "before the page"})
@@ -262,8 +262,8 @@ func ExampleBroker_LastEventID() {
 	// Output: while the page loads <nil>
 }
 
-// A client that comes for the first time, or after too long, gets a snapshot of
-// the current state and then what changes it.
+// A client that connects for the first time, or has been away for too long, receives
+// a snapshot of the current state and then the changes.
 func ExampleBroker_catchUp() {
 	var mu sync.Mutex
 	stock := map[string]int{"umbrellas": 3}
@@ -305,8 +305,8 @@ func ExampleBroker_catchUp() {
 	// umbrellas 2 <nil>
 }
 
-// An http.Server waits for its handlers when it shuts down, so the broker ends
-// the streams before. What was published still arrives.
+// An http.Server that shuts down waits for its handlers, so the Broker is shut down
+// first. Clients still receive what was published.
 func ExampleBroker_Shutdown() {
 	broker := &sse.Broker{}
 	srv := &http.Server{Handler: broker}
@@ -338,8 +338,8 @@ func ExampleBroker_Shutdown() {
 	// we are closing
 }
 
-// A stream for one client needs no broker. A browser reconnects whenever its
-// stream ends; 204 is what stops it for good.
+// A stream for one client needs no Broker. A browser reconnects whenever its stream
+// ends; status 204 stops it.
 func ExampleNewWriter() {
 	handler := func(w http.ResponseWriter, r *http.Request) {
 		if sse.LastEventID(r) == "end" {
@@ -390,8 +390,8 @@ func ExampleNewWriter() {
 	// 204 No Content
 }
 
-// Serve sends what a function yields, and keeps the connection alive while it yields
-// nothing. A browser reconnects whenever its stream ends; ErrEnded stops it for good.
+// Serve sends the events that an iterator yields and keeps the connection alive in
+// between. ErrEnded ends the stream for good, so that the browser does not reconnect.
 func ExampleServe() {
 	count := func(ctx context.Context) iter.Seq2[sse.Event, error] {
 		return func(yield func(sse.Event, error) bool) {
@@ -438,7 +438,7 @@ func ExampleServe() {
 	// 204 No Content
 }
 
-// A channel is served with a select, in which the client's leaving is a case too.
+// An iterator that receives from a channel must also watch the request's context.
 func ExampleServe_channel() {
 	ticks := make(chan sse.Event)
 	handler := func(w http.ResponseWriter, r *http.Request) {
@@ -492,7 +492,7 @@ func ExampleJSON() {
 	// <nil>
 }
 
-// Data may be any text; an ID or a type cannot smuggle in a field.
+// Data may be any text. An ID or a type cannot contain another field.
 func ExampleEvent_AppendText() {
 	text, err := sse.Event{ID: "7", Data: "two\nlines"}.AppendText(nil)
 	fmt.Print(string(text), err, "\n\n")
@@ -522,8 +522,7 @@ func ExampleDecoder_All() {
 	// "1" "note" "two\nlines"
 }
 
-// What a Client does by itself, by hand: a connection that was cut off is followed
-// by one that goes on where it was.
+// A loop that reconnects and resumes by hand, as a Client does by itself.
 func ExampleDecoder_LastEventID() {
 	broker := &sse.Broker{}
 	srv := httptest.NewServer(broker)
@@ -565,8 +564,8 @@ func ExampleDecoder_LastEventID() {
 	// three <nil>
 }
 
-// Pages of one other origin may read the stream, with their cookies. A page
-// says new EventSource(url, {withCredentials: true}).
+// Pages of one other origin may read the stream with cookies. They call
+// new EventSource(url, {withCredentials: true}).
 func Example_crossOrigin() {
 	allow := func(origin string, next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -599,8 +598,8 @@ func Example_crossOrigin() {
 	// https://other.example: ""
 }
 
-// numbers is a server for the examples of the Client: each connection gets two
-// numbers, until there were six.
+// numbers is the handler in the examples of Client. It sends two numbers for each
+// connection, up to six.
 func numbers(w http.ResponseWriter, r *http.Request) {
 	n, _ := strconv.Atoi(sse.LastEventID(r))
 	if n == 6 {
@@ -611,8 +610,8 @@ func numbers(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, "retry: 10\nid: %d\ndata: %[1]d\n\nid: %d\ndata: %[2]d\n\n", n+1, n+2)
 }
 
-// A loop over all events of a stream, across connections, until the server says
-// that it has ended.
+// A loop over the events of a stream, across connections, until the server ends it
+// for good.
 func ExampleClient() {
 	srv := httptest.NewServer(http.HandlerFunc(numbers))
 	defer srv.Close()
@@ -638,7 +637,7 @@ func ExampleClient() {
 	// Output: 1 2 3 4 5 6 <nil>
 }
 
-// A limit on the connections that fail in a row.
+// CheckRetry limits the number of failures in a row.
 func ExampleClient_limit() {
 	srv := httptest.NewServer(http.NotFoundHandler())
 	srv.Close() // nobody listens there
@@ -669,7 +668,7 @@ func ExampleClient_limit() {
 	// Output: giving up after 5 connections
 }
 
-// A program that goes on where it was before it was restarted.
+// A program stores its place in the stream and resumes there after a restart.
 func ExampleClient_place() {
 	srv := httptest.NewServer(http.HandlerFunc(numbers))
 	defer srv.Close()
@@ -724,7 +723,7 @@ func (t tokens) RoundTrip(r *http.Request) (*http.Response, error) {
 	return t.base.RoundTrip(r)
 }
 
-// A fresh token for each connection, the first one included.
+// Each connection has a fresh token, the first one included.
 func ExampleClient_token() {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Println(r.Header.Get("Authorization"))
@@ -752,7 +751,7 @@ func ExampleClient_token() {
 	// Bearer token-2
 }
 
-// A loop around the loop logs in again when the session is over.
+// A loop around the loop logs in again when the session has ended.
 func ExampleClient_login() {
 	sessions := 0
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -797,9 +796,8 @@ func ExampleClient_login() {
 	// sse: stream has ended for good
 }
 
-// Shutdown of an http.Server waits for its handlers, and a stream of Serve or
-// NewWriter does not end by itself. What ends it is a case in its select, which
-// RegisterOnShutdown brings about.
+// http.Server.Shutdown waits for handlers, and the streams of Serve and NewWriter do
+// not end by themselves. Here a context that RegisterOnShutdown cancels ends them.
 func ExampleServe_shutdown() {
 	closing, closeStreams := context.WithCancel(context.Background())
 	ticks := func(ctx context.Context) iter.Seq2[sse.Event, error] {
@@ -843,9 +841,9 @@ func ExampleServe_shutdown() {
 	// client: EOF
 }
 
-// A filter for each client is a sequence around that of Subscribe. The handler
-// begins a newcomer's stream at a place that has an ID: a client to whom nothing
-// passed, cut off and back, then misses nothing.
+// A filter for each client is an iterator around that of Subscribe. The handler gives
+// a newcomer the current ID, so that a client that is cut off before any event passed
+// misses nothing when it comes back.
 func ExampleServe_filter() {
 	broker := &sse.Broker{}
 	above := func(limit int, orders iter.Seq2[sse.Event, error]) iter.Seq2[sse.Event, error] {
@@ -895,10 +893,9 @@ func ExampleServe_filter() {
 	// Output: 2000 <nil>
 }
 
-// A user who has enough streams is turned away with status 200 and a reconnection
-// time: at 429, as at any status but 200, a browser gives up for good. To end the
-// user's oldest stream instead would help nobody, for it comes back and ends the
-// next.
+// A user with too many streams receives status 200 and a reconnection time, because a
+// browser gives up for good at any other status, such as 429. Do not end the user's
+// oldest stream instead: its client comes back and ends the next.
 func ExampleBroker_Clients_limit() {
 	broker := &sse.Broker{}
 	const limit = 2 // requests at the same moment may exceed it
@@ -935,8 +932,8 @@ func ExampleBroker_Clients_limit() {
 	// 200 OK and retry: 60000
 }
 
-// Without a history each client that comes, for the first time or again, gets a
-// snapshot and then what changes it.
+// Without a history, a client receives a snapshot on every connection and then the
+// changes.
 func ExampleBroker_catchUp_snapshot() {
 	var stock atomic.Int64
 	stock.Store(3)
@@ -983,8 +980,8 @@ func ExampleBroker_catchUp_snapshot() {
 	// 1 umbrellas, ID ""
 }
 
-// An ID is unique in the whole Broker. Counters of each topic collide, unless the ID
-// names the topic too.
+// IDs are unique in the whole Broker. Counters of different topics collide unless the
+// ID names the topic.
 func ExampleBroker_Publish_topics() {
 	broker := &sse.Broker{}
 	for _, room := range []string{"room1", "room2"} {
@@ -1000,7 +997,7 @@ func ExampleBroker_Publish_topics() {
 	// room2 room2-7 <nil>
 }
 
-// The figures of a Broker among those that /debug/vars shows.
+// The statistics of a Broker are among the variables at /debug/vars.
 func ExampleBroker_Stats() {
 	broker := &sse.Broker{}
 	if expvar.Get("sse") == nil { // a name can be published once only

@@ -1,6 +1,6 @@
-// Package sse pushes events from a Go server to browsers and other clients by
-// Server-Sent Events, with nothing but net/http. Each client gets each event
-// once and in order, also after it was cut off.
+// Package sse implements Server-Sent Events for net/http servers. A client
+// receives every event once and in order, even across reconnects, as long as the
+// events it missed are still in the broker's history.
 //
 //	package main
 //
@@ -23,19 +23,57 @@
 //		fmt.Println(http.ListenAndServe("localhost:8080", nil))
 //	}
 //
-// A browser reads it with
+// A browser reads this stream with
 //
 //	new EventSource("/events").onmessage = e => console.log(e.data)
 //
-// and anybody else with curl -N localhost:8080/events.
+// and other clients with curl -N localhost:8080/events.
 //
-// [Broker] is for events that many clients get: it fans out, keeps a history and
-// replays from it. [Broker.Serve] streams several topics to a client, in a
-// handler of the program's own, which decides who may read them. [NewWriter] and
-// [Serve] are for a stream that only one client gets. [Decoder] reads a stream.
+// # Which one to use
+//
+// A [Broker] sends events to many clients. As an [http.Handler] it serves one
+// public stream. For anything else, call one of its methods in a handler of your
+// own, which decides who may read what:
+//
+//   - [Broker.Serve] streams any number of topics to a client. A topic is a
+//     string, such as "room/42"; an event goes to the subscribers of the topics
+//     it is published to.
+//   - [Broker.Detach] does the same for tens of thousands of clients. It needs no
+//     goroutine for each of them.
+//   - [Broker.Subscribe] is for consumers in the process.
+//
+// [Broker.Publish] sends an event to all of them. [Broker.Set] is Publish for a
+// state, such as prices, of which clients need only the newest value of each key.
+//
+// A stream for one client only, such as the answer of a language model, needs no
+// Broker. [Serve] streams the events that an iterator yields. [NewWriter] is for
+// handlers that send each event themselves.
+//
+// To read a stream, use a [Client], which reconnects, or a [Decoder] for a single
+// response.
+//
+// # Reconnects, gaps and ends
+//
+// A client whose connection is cut comes back with the ID of the last event it
+// received. The Broker first sends it what was published since, from a history in
+// memory. If that event is not in the history, because it was evicted or because
+// the program was restarted, there is a gap. The client then receives an event of
+// type "gap" and what the history has, or what [Broker.CatchUp] yields. Unless the
+// Broker keeps no history, an event is lost only in such a gap.
+//
+// A slow client delays neither publishers nor other clients. It catches up from
+// the history, and is disconnected if it does not take a write within
+// [Broker.WriteTimeout].
+//
+// An EventSource reconnects after the end of every stream. To finish one for good,
+// call [Broker.End], or yield [ErrEnded] to Serve: the client receives an event of
+// type "end".
+//
+// # Format
 //
 // The format is that of the HTML standard,
-// https://html.spec.whatwg.org/multipage/server-sent-events.html.
+// https://html.spec.whatwg.org/multipage/server-sent-events.html. The types "gap"
+// and "end" are this package's.
 package sse
 
 import (
@@ -67,24 +105,26 @@ var (
 	ErrClientLeft = errors.New("sse: client left")
 
 	// ErrTooSlow is returned by [Broker.Serve], [Serve] and the methods of [Writer]
-	// when the client did not take a write within WriteTimeout and was cut off.
+	// when the client was disconnected because it did not take a write within
+	// WriteTimeout.
 	ErrTooSlow = errors.New("sse: client too slow")
 
-	// ErrEnded is returned by [Serve] and [Broker.Serve] when the stream has finished
-	// for good, and by [Broker.Publish] for a topic that has ended. It is yielded by
-	// [Client.Events] and by the loop of [Broker.Subscribe].
+	// ErrEnded is returned by [Serve] and [Broker.Serve] when the stream has ended for
+	// good, and by [Broker.Publish] for a topic that has ended. The iterators of
+	// [Client.Events] and [Broker.Subscribe] yield it last. An iterator given to
+	// Serve, or CatchUp, yields it to end the stream for good.
 	ErrEnded = errors.New("sse: stream has ended for good")
 
 	// ErrClosed is returned by all methods of a [Broker] that publish, serve or
-	// subscribe when Shutdown has been called.
+	// subscribe after [Broker.Shutdown].
 	ErrClosed = errors.New("sse: broker is shut down")
 
 	// ErrDisconnected is returned by [Broker.Serve] when [Broker.Disconnect] ended
 	// the stream.
 	ErrDisconnected = errors.New("sse: disconnected")
 
-	// ErrFull is returned by [Broker.Serve] when the Broker has MaxClients clients
-	// already.
+	// ErrFull is returned by [Broker.Serve] when the Broker already has MaxClients
+	// clients.
 	ErrFull = errors.New("sse: too many clients")
 
 	// ErrDuplicateID is returned by [Broker.Publish] when an event with this ID is
@@ -96,11 +136,11 @@ var (
 	ErrEventTooLarge = errors.New("sse: event is larger than the decoder's limit")
 )
 
-// LastEventID returns the ID of the last event that the client of r has seen:
-// the Last-Event-ID header, which a browser sends when it reconnects, else the
-// query parameter lastEventId, with which a page says where its first
-// connection is to begin. It is "" if r has neither. It is the client's word,
-// of any length and content.
+// LastEventID returns the ID of the last event that the client of r has seen. It
+// is the value of the Last-Event-ID header, which a browser sends when it
+// reconnects, or else of the query parameter lastEventId, with which a page sets
+// where its first connection begins. If r has neither, it is "". The value is
+// supplied by the client and is not validated.
 //
 // See https://html.spec.whatwg.org/multipage/server-sent-events.html#the-last-event-id-header.
 func LastEventID(r *http.Request) string {
@@ -110,44 +150,46 @@ func LastEventID(r *http.Request) string {
 	return r.URL.Query().Get("lastEventId")
 }
 
-// Earliest stands for the place before the oldest event in the history of a
-// [Broker], as the ID of the last event that a client has seen. No event can have
-// this ID.
+// Earliest is a last event ID that stands for the place before the oldest event in
+// the history of a [Broker]. A page whose URL has ?lastEventId=earliest receives all
+// that the history has of its topics. No event can have this ID.
 const Earliest = "earliest"
 
 // Serve streams events to one client and blocks until the sequence has ended:
 //
 //	err := sse.Serve(w, r, answer(r.Context(), r.FormValue("prompt")))
 //
-// Each event is flushed by itself. While the sequence is silent, the client is sent
-// a comment every 15 seconds. The headers are those of [NewWriter], and come with
-// the first bytes at once. The answer to HEAD is the headers alone.
+// Serve sends the headers of [NewWriter] at once and flushes after each event.
+// While the sequence is silent, it sends a comment every 15 seconds. It answers
+// HEAD with the headers alone.
 //
-// A sequence that just ends, ends the stream, and an EventSource comes back for
-// more after its reconnection time. A sequence that yields [ErrEnded] last ends
-// the stream for good. The client is then sent an event of type "end" with empty
-// data and a reserved ID, on which a page closes its EventSource:
+// When the sequence ends, the stream ends, and an EventSource reconnects after its
+// reconnection time. If the sequence yields [ErrEnded] last, the stream ends for
+// good: the client receives an event of type "end" with empty data and a reserved
+// ID, and the page closes its EventSource:
 //
 //	source.addEventListener("end", () => source.close())
 //
-// A GET or HEAD that brings this ID, from a page that did not, is answered 204,
-// which stops an EventSource, and the sequence is not run. The response to any other method
-// than GET ends without that event, because its client does not come back.
+// If a page does not, its next request has the reserved ID. Serve answers a GET or
+// HEAD with that ID with status 204, which stops an EventSource, and does not run
+// the sequence. Serve sends the event only in response to GET, because clients
+// that use other methods do not reconnect by themselves.
 //
-// After any other error, and after an event that cannot be sent, the stream is cut:
-// the client sees it broken off, and not finished. Only over HTTP/1.0, or where no
-// write deadline can be set, it looks the same. The first block of the stream
-// repeats the request's Last-Event-ID header as an ID, so that a browser keeps its
-// place if it is cut off before the first event.
+// After any other error, and after an event that cannot be sent, Serve breaks the
+// stream off, so that the client does not take it for finished. Over HTTP/1.0, and
+// if w does not support write deadlines, the client cannot see the difference. The
+// first block of the stream repeats the request's Last-Event-ID header as an ID,
+// so that a browser that is cut off before the first event keeps its place.
 //
-// Serve returns nil when the sequence has ended, [ErrEnded] when it has ended for
-// good, and otherwise why the stream was cut short: an error that wraps
-// [ErrClientLeft] or [ErrTooSlow], the error that the sequence yielded, that of
-// an event that cannot be sent, or [http.ErrNotSupported] as for NewWriter.
+// Serve returns nil if the sequence ended, and ErrEnded if it ended for good.
+// Otherwise it returns an error that wraps [ErrClientLeft] or [ErrTooSlow], the
+// error that the sequence yielded, the error of [Event.AppendText] for an event
+// that cannot be sent, or [http.ErrNotSupported] as NewWriter does.
 //
-// Serve cannot interrupt the sequence. One that does not watch r.Context() holds
-// the handler until it yields next, though the client has left. This one yields
-// what comes from a channel:
+// The sequence must watch r.Context(), because Serve cannot interrupt it: the
+// handler returns only when the sequence yields or ends. [http.Server.Shutdown]
+// waits for that too, and does not end the context; see the example "Shutdown".
+// This sequence yields what it receives from a channel:
 //
 //	func(yield func(sse.Event, error) bool) {
 //		for {
@@ -162,7 +204,7 @@ const Earliest = "earliest"
 //		}
 //	}
 //
-// Nobody receives from the channel after that, so its senders must also select on
+// It then no longer receives from the channel, so senders must also select on
 // r.Context().Done().
 func Serve(w http.ResponseWriter, r *http.Request, events iter.Seq2[Event, error]) error {
 	if answerEnded(w, r) {
@@ -201,89 +243,99 @@ func firstBlock(id string) []byte {
 
 // ----- Client -----
 
-// A Client reads event streams, and reconnects when one is cut off. The zero
-// value is ready for use. A Client is safe for concurrent use by multiple
-// goroutines. Its fields must not be changed after first use.
+// A Client reads event streams and reconnects when a stream ends. The zero value
+// is ready for use. A Client is safe for concurrent use by multiple goroutines.
+// Its fields must not be changed after first use.
 //
-// A Client is for streams that go on. To read the answer to one request, such as
-// a POST to a language model, use NewDecoder(resp.Body).All() instead: a Client
-// repeats its request whenever a stream ends, and each such request may cost money.
+// A Client is for streams without an end. To read the response to a single
+// request, such as a POST to a language model, use NewDecoder(resp.Body).All():
+// a Client repeats its request whenever a stream ends, and each request may cost
+// money.
 type Client struct {
-	// HTTPClient sends the requests. If nil, [http.DefaultClient] is used. Its
-	// Timeout is not applied, because it would end each stream.
+	// HTTPClient sends the requests. If nil, it is [http.DefaultClient]. Its Timeout
+	// is ignored, because it would end each stream.
 	HTTPClient *http.Client
 
-	// Retry is the wait before a reconnection until the stream sets another
-	// one. 0 is 3 seconds.
+	// Retry is the time between a connection's end and the next connection, until
+	// the stream sets another. If 0, it is 3 seconds.
 	Retry time.Duration
 
-	// MaxWait is the longest wait between connections that fail, unless the
-	// server asks for a longer one. 0 is 1 minute.
+	// MaxWait is the longest time between connections that fail, unless the server
+	// asks for a longer one. If 0, it is 1 minute.
 	MaxWait time.Duration
 
-	// ReadTimeout is how long the Client waits for bytes, be it for the response's
-	// headers, an event or a comment, before it takes the connection for dead and
-	// reconnects. The time that the loop's body takes does not count. 0 is 5
-	// minutes; negative is no limit.
+	// ReadTimeout is how long the Client waits for the next byte, of the response's
+	// headers, an event or a comment, before it considers the connection dead and
+	// reconnects. The time spent in the loop's body does not count. If 0, it is 5
+	// minutes; if negative, there is no limit.
 	ReadTimeout time.Duration
 
-	// MaxEventBytes bounds the size of one event, as in [Decoder].
+	// MaxEventBytes is the limit on the size of one event, as in [Decoder].
 	MaxEventBytes int
 
-	// Logger receives a record at level Warn before each reconnection: why the
-	// connection ended, and the wait. If nil, [slog.Default] is used.
+	// Logger receives a record at level Warn before each reconnection, with the
+	// reason and the time until then. If nil, it is [slog.Default].
 	Logger *slog.Logger
 
-	// CheckRetry, if not nil, is called before each reconnection, after the wait.
-	// The request r is about to be sent. CheckRetry may change it, for example its
-	// Authorization header or its URL; the change holds for this connection alone.
-	// The error says why the last connection ended: [io.EOF] if the server closed
-	// it, a [*ResponseError] if the server answered with a status. If CheckRetry
-	// returns an error, the loop ends with it. CheckRetry is called only where the
-	// Client reconnects by its own rules: to return nil never repeats a request
-	// that was refused for good.
+	// CheckRetry, if not nil, is called right before each reconnection. It may
+	// change r, which is about to be sent, for example its Authorization header or
+	// its URL; a change applies to this connection only. err is why the last
+	// connection ended: [io.EOF] if the server closed it, a [*ResponseError] if the
+	// server answered with a status. If CheckRetry returns an error, the loop ends
+	// with that error. CheckRetry is not called, and cannot cause a reconnection,
+	// if the Client's rules end the loop.
 	CheckRetry func(r *http.Request, err error) error
 }
 
-// Events sends r and returns an iterator over the events of the stream, and over
-// those of all further connections. The loop goes on until it is left, r's
-// context is done, or the server says to stop. An error is yielded last, with a
-// zero Event; the errors that make the Client reconnect are passed to CheckRetry
-// and the Logger instead, never to the loop.
+// Events sends r and returns an iterator over the events of the stream, across all
+// of its connections:
 //
-// Each connection is made with a clone of r, with Accept and Cache-Control set
-// unless r has them. The request itself is not changed. If r has a body, it
-// needs GetBody to be sent more than once.
+//	for ev, err := range client.Events(req) {
+//		if err != nil {
+//			return err
+//		}
+//		fmt.Println(ev.Data)
+//	}
 //
-// Resuming: the first connection sends r's own Last-Event-ID header, and each
-// further one the ID that the stream set last, also if that was several
-// connections ago. It sends none once the stream has set an empty ID, or one that
-// no header can hold. [Event.ID] of an event without an ID is that of the event
-// before, also across connections.
+// The loop continues until its body leaves it, r's context is done, or the server
+// ends the stream for good. An error is yielded last, with a zero Event. Errors
+// after which the Client reconnects are not yielded; CheckRetry and Logger receive
+// them.
 //
-// Waiting: after a connection that brought an event, or that lasted longer than
-// the wait before it, the wait is exactly the reconnection time that the stream
-// set last, or else Retry. After other connections the wait is random, between w
-// and 2w; w begins with that same time and doubles, up to half of MaxWait. The
-// header Retry-After sets a minimum. A wait ends at once when r's context is done.
+// For each connection, Events sends a clone of r, with Accept and Cache-Control set
+// unless r has them. It does not change r. If r has a body, it needs GetBody to be
+// sent more than once.
 //
-// The Client reconnects after a connection that failed, the first one included,
-// after the end of a stream or an error in reading it, after ReadTimeout, and
-// after the status 408, 425, 429 or 5xx. Everything else ends the loop:
+// Resuming: the first request has r's own Last-Event-ID header. Later requests have
+// the ID that the stream set last, even if that was several connections ago. They
+// have none if the stream has set an empty ID or one that a header cannot hold.
+// [Event.ID] of an event without an ID is the ID of the event before it, even
+// across connections.
 //
-//   - [ErrEnded] after status 204, or after the event that says that the stream
-//     has ended for good; that event is not yielded
-//   - a [*ResponseError] after any other status, or a Content-Type other than
+// Waiting: a connection is healthy if it brought an event, or lasted longer than
+// the wait before it. After a healthy connection, the wait is the reconnection time
+// that the stream set last, or else Retry. After other connections it is a random
+// time between w and 2w, where w starts at that same time and doubles up to half of
+// MaxWait. A Retry-After header sets a minimum. A wait ends when r's context is
+// done.
+//
+// The Client reconnects if a connection fails, the first one included, if the stream
+// ends or cannot be read, after ReadTimeout, and after status 408, 425, 429 or 5xx.
+// In all other cases the loop ends with an error:
+//
+//   - [ErrEnded] after status 204, or after the event by which a [Broker] or [Serve]
+//     ends a stream for good; that event is not yielded
+//   - a [*ResponseError] after any other status, or if the Content-Type is not
 //     text/event-stream
 //   - an error that wraps [ErrEventTooLarge] for an event beyond MaxEventBytes
-//   - the cause of r's context, once that is done
-//   - an error of CheckRetry
-//   - other errors for a request that cannot be sent, for one that cannot be sent
-//     again without GetBody, and for a certificate that does not verify
+//   - the cause of r's context when it is done
+//   - the error of CheckRetry
+//   - another error if the request cannot be sent, if it cannot be sent again
+//     because it has no GetBody, or if the server's certificate is not valid
 //
-// A loop has one connection at a time and no goroutine of its own. Leaving it
-// closes the connection. The iterator can be used several times, and each loop
-// over it begins with r.
+// A loop has one connection at a time and no goroutine of its own. Leaving the loop
+// closes the connection. The iterator may be used more than once; each loop begins
+// with r.
 func (c *Client) Events(r *http.Request) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		l := &clientLoop{
@@ -301,13 +353,14 @@ func (c *Client) Events(r *http.Request) iter.Seq2[Event, error] {
 	}
 }
 
-// A ResponseError is an answer that is not an event stream.
+// A ResponseError is a response that is not an event stream.
 type ResponseError struct {
 	StatusCode int
 	Header     http.Header
-	Body       []byte // the beginning: at most 64 KiB, and what came within 5 seconds
+	Body       []byte // its beginning: at most 64 KiB, received within 5 seconds
 }
 
+// Error returns a text that names the status and, if that is 200, the Content-Type.
 func (e *ResponseError) Error() string {
 	text := fmt.Sprintf("sse: server answered %d %s", e.StatusCode, http.StatusText(e.StatusCode))
 	if e.StatusCode == http.StatusOK {

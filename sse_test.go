@@ -4740,6 +4740,25 @@ func TestCatchUpThatYieldsNothingForAnEvictedEventIsAskedOnce(t *testing.T) {
 	})
 }
 
+// Without a history every connection begins with what CatchUp yields, then live.
+func TestCatchUpWithoutAHistoryBeginsEveryConnection(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{History: -1}
+		asked := yieldAll(b, Event{Data: "state"})
+		s := serve(t, b)
+		for _, header := range []string{"", "", "Last-Event-ID: a\r\n"} {
+			c := s.get("/", header)
+			c.want("state")
+			b.Publish(Event{ID: "a", Data: "1"})
+			c.want("1")
+			c.close()
+		}
+		if want := []string{"", "", "a"}; !slices.Equal(*asked, want) {
+			t.Errorf("CatchUp was asked for %q, want %q", *asked, want)
+		}
+	})
+}
+
 // If CatchUp yields nothing, the client's own last event is its last one still.
 func TestCatchUpIsAskedForTheSameEventIfThereWasNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -34,17 +34,18 @@ const (
 	keepAliveFrame = ":\n"
 )
 
-// A Writer writes an event stream to one client. Make one with [NewWriter].
+// A Writer writes an event stream to one client. Create one with [NewWriter].
 //
-// Its methods may be called by several goroutines at once. Once a write has
-// failed, and after the handler that made it has returned, they return an error
-// and do nothing; but the handler must not return while a call is under way.
+// Its methods are safe for concurrent use by multiple goroutines. After a write has
+// failed, or the handler has returned, they do nothing and return an error. The
+// handler must not return while a method is running.
 type Writer struct {
-	// WriteTimeout bounds each write, of 64 KiB at most, which waits if the client
-	// reads more slowly than it is sent to; one that takes longer is cut off.
-	// 0 is 10 seconds; negative is no limit. Set it before the first call.
-	// It ends a stream of HTTP/2, but cannot help if the client has stopped
-	// reading the whole connection; WriteByteTimeout in [http.HTTP2Config] does.
+	// WriteTimeout is the time allowed for each write of up to 64 KiB. A client that
+	// exceeds it is disconnected. If 0, it is 10 seconds; if negative, there is no
+	// limit. It must be set before the first call of a method.
+	//
+	// Over HTTP/2 it ends the stream only. If the client has stopped reading the
+	// whole connection, WriteByteTimeout in [http.HTTP2Config] ends that.
 	WriteTimeout time.Duration
 
 	mu         mutex
@@ -71,26 +72,35 @@ type mutex chan struct{}
 func (m mutex) Lock()   { m <- struct{}{} }
 func (m mutex) Unlock() { <-m }
 
-// NewWriter begins an event stream as the answer to r: it sends status 200 and
-// the headers at once with a comment, so that a browser's onopen fires, and lifts the
-// server's deadline for reading. Headers that w has already are kept; the others are
+// NewWriter answers r with an event stream:
+//
+//	out, err := sse.NewWriter(w, r)
+//	if err != nil {
+//		return // NewWriter has answered
+//	}
+//	out.Send(sse.Event{Data: "hello"})
+//
+// It sends status 200, the headers and a comment at once, so that a browser's onopen
+// fires. Headers that w already has are kept; the others are
 //
 //	Content-Type: text/event-stream; charset=utf-8
 //	Cache-Control: no-cache, no-transform
 //	X-Accel-Buffering: no
 //	X-Content-Type-Options: nosniff
 //
-// It takes any method, since a stream may well answer a POST, whose body the handler
-// reads before. After one in chunks an HTTP/1.1 connection is closed with the stream.
-// The answer to HEAD is the headers, after which Send fails.
+// The stream is exempt from the server's ReadTimeout and WriteTimeout. It ends when
+// the handler returns; [http.Server.Shutdown] waits for that. If the handler cannot
+// finish the stream, it should panic with [http.ErrAbortHandler]: the client then
+// sees a broken stream, except over HTTP/1.0. NewWriter sends no keep-alives; use
+// Comment, or [Serve], which does.
 //
-// The stream ends when the handler returns. A handler that cannot finish the stream
-// panics with [http.ErrAbortHandler], and the client sees a stream that was broken
-// off, except over HTTP/1.0.
+// r may have any method. The handler must read the body of a POST before it calls
+// NewWriter. If that body was chunked, the HTTP/1.1 connection is closed with the
+// stream. HEAD is answered with the headers alone, and Send then returns an error.
 //
-// Where w cannot be flushed the client gets status 500, and NewWriter returns
-// an error that wraps [http.ErrNotSupported] and names the type in the way: wrap
-// it in one with an Unwrap method, as [http.ResponseController] asks.
+// If w cannot be flushed, the client receives status 500, and NewWriter returns an
+// error that wraps [http.ErrNotSupported] and names the ResponseWriter that lacks
+// Flush; add an Unwrap method to it, as [http.ResponseController] asks.
 //
 // See https://html.spec.whatwg.org/multipage/server-sent-events.html#server-sent-events-intro.
 func NewWriter(w http.ResponseWriter, r *http.Request) (*Writer, error) {
@@ -286,10 +296,11 @@ func addDate(h http.Header) {
 	}
 }
 
-// Send writes the events, which leave together in one flush. It blocks until
-// the connection has taken them, at most for WriteTimeout for each 64 KiB. If one
-// is refused, as by [Event.AppendText], none is written and the stream goes on;
-// after any other error, [ErrClientLeft] or [ErrTooSlow], it has ended.
+// Send writes the events in one flush. It blocks until the connection has taken
+// them, for at most WriteTimeout for each 64 KiB. If an event cannot be represented,
+// Send writes none of them and returns the error of [Event.AppendText]; the stream
+// continues. An error that wraps [ErrClientLeft] or [ErrTooSlow] means that the
+// stream has ended.
 func (w *Writer) Send(events ...Event) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -303,9 +314,10 @@ func (w *Writer) Send(events ...Event) error {
 	return w.writeReusing(buf)
 }
 
-// Comment writes text as a comment, which clients skip. It keeps the connection
-// alive, and shows in curl. Each CR, LF and CRLF in text begins a new comment
-// line. Blocking and errors are those of Send.
+// Comment writes text as a comment, which clients ignore. It keeps the connection
+// alive and is visible in curl. Each CR, LF and CRLF in text begins a new comment
+// line. Comment blocks and fails as Send does, and also fails if text is not valid
+// UTF-8.
 func (w *Writer) Comment(text string) error {
 	if !utf8.ValidString(text) {
 		return fmt.Errorf("sse: comment %s is not valid UTF-8", quote(text))

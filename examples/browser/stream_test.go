@@ -410,7 +410,7 @@ func TestOddIDsComeBack(t *testing.T) {
 	})
 }
 
-func TestRetryIsHonoured(t *testing.T) {
+func TestRetryIsHonored(t *testing.T) {
 	t.Parallel()
 	broker := &sse.Broker{Retry: 50 * time.Millisecond}
 	stream := watch(broker)
