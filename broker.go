@@ -440,6 +440,7 @@ type eventLog struct {
 	slots      []*frame // a power of two; the frame numbered seq is at seq modulo that
 	tail, head uint64
 	size       int // of all frames
+	ends       int // how many of them are no events
 	prefix     string
 	ids        map[string]uint64
 	before     string // ID of the position before tail; "" if none was told
@@ -498,14 +499,18 @@ func (l *eventLog) append(f *frame) {
 	l.slots[f.seq&uint64(len(l.slots)-1)] = f
 	f.size = f.measure()
 	l.size += f.size
+	if f.isEnd {
+		l.ends++
+	}
 }
 
-// overfull reports whether the oldest frame need not be kept any longer.
+// overfull reports whether the oldest frame need not be kept any longer. Ends do not
+// push out events that the history is to keep.
 func (l *eventLog) overfull(now time.Time) bool {
-	n := l.len()
-	return n > max(l.history, minQueue) ||
-		n > 1 && l.bytes >= 0 && l.size > l.bytes ||
-		n > minQueue && l.expired(l.at(l.tail), now)
+	events, most := l.len()-l.ends, max(l.history, minQueue)
+	return events > most || l.ends > most ||
+		l.bytes >= 0 && l.size > l.bytes && (events > 1 || events == 1 && l.at(l.tail).isEnd) ||
+		l.len() > minQueue && l.expired(l.at(l.tail), now)
 }
 
 func (l *eventLog) expired(f *frame, now time.Time) bool {
@@ -522,6 +527,9 @@ func (l *eventLog) evict() *frame {
 	}
 	l.tail++
 	l.size -= f.size
+	if f.isEnd {
+		l.ends--
+	}
 	l.before = f.id
 	return f
 }
@@ -584,7 +592,7 @@ func (l *eventLog) replayFrom(now time.Time) uint64 {
 	if l.history < 0 {
 		return l.head + 1
 	}
-	n := min(l.len(), l.history)
+	n := min(l.len(), l.history+l.ends)
 	first := l.head + 1 - uint64(n)
 	return first + uint64(sort.Search(n, func(i int) bool {
 		return !l.expired(l.at(first+uint64(i)), now)
@@ -873,6 +881,9 @@ type subscriber struct {
 
 	lastID  string // ID of the last event it received, or what it came with
 	lastSeq uint64 // the position of the newest ID that it received
+
+	// over is set with end. A loop over Subscribe reads it within a batch, without mu.
+	over atomic.Bool
 
 	// began is one more than the round in which a write to the client began, or
 	// 0. It is written by the goroutine that writes.
@@ -1396,6 +1407,7 @@ func (b *Broker) endLocked(s *subscriber, reason error) {
 		return
 	}
 	s.end = reason
+	s.over.Store(true)
 	if s.cancel != nil {
 		s.cancel()
 	}
@@ -2089,6 +2101,9 @@ func (b *Broker) Subscribe(ctx context.Context, lastEventID string, topics ...st
 		stopped := false
 		err := s.deliver(ctx, nil, again, func(batch []*frame) error {
 			for _, f := range batch {
+				if s.over.Load() {
+					return errStop
+				}
 				if err := context.Cause(ctx); err != nil {
 					return err
 				}

@@ -5928,6 +5928,67 @@ func TestEndIsNotToldToALoopThatHasNotHadAll(t *testing.T) {
 	})
 }
 
+// Ends do not push out events that the history is to keep.
+func TestEndsTakeNoPlaceInTheHistory(t *testing.T) {
+	for name, b := range map[string]*Broker{"one event": {History: 1}, "one large event": {HistoryBytes: 1000}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				start := b.LastEventID()
+				data := strings.Repeat("x", 2000)
+				b.Publish(Event{Data: data}, "job")
+				b.End("job")
+				for _, from := range []string{start, "", Earliest} {
+					loop := followBroker(t, b, from, "job")
+					loop.want(data)
+					if err := loop.ended(); !errors.Is(err, ErrEnded) {
+						t.Errorf("from %q: got %v, want ErrEnded", from, err)
+					}
+				}
+			})
+		})
+	}
+	b := &Broker{History: 10}
+	for i := range 100_000 {
+		b.End(strconv.Itoa(i))
+	}
+	if got := b.Stats().Topics; got > 300 {
+		t.Errorf("topics that have ended and are kept: got %d, want 300 at most", got)
+	}
+}
+
+// A loop that is slow is sent nothing more of its batch once it was disconnected.
+func TestDisconnectWithinALoop(t *testing.T) {
+	shutdown := func(b *Broker) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		b.Shutdown(ctx)
+	}
+	for name, test := range map[string]struct {
+		end  func(*Broker)
+		want error
+	}{
+		"Disconnect":         {func(b *Broker) { b.Disconnect() }, ErrDisconnected},
+		"impatient Shutdown": {shutdown, ErrClosed},
+	} {
+		b := &Broker{}
+		start := b.LastEventID()
+		publishNumbers(b, 200)
+		got := 0
+		var last error
+		for _, err := range b.Subscribe(t.Context(), start) {
+			if got == 0 {
+				test.end(b)
+			}
+			if last = err; err == nil {
+				got++
+			}
+		}
+		if got != 1 || !errors.Is(last, test.want) {
+			t.Errorf("%s: got %d events and %v, want 1 and %v", name, got, last, test.want)
+		}
+	}
+}
+
 // A topic has ended as long as the history knows, or somebody from before is there.
 func TestNameOfAnEndedTopicBecomesFree(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -10871,15 +10932,21 @@ func (m *model) reset(kind int) {
 
 // forgets reports whether the oldest event in the ring is one too many.
 func (m *model) forgets(oldest modelEvent) bool {
-	n := len(m.log) - m.forgot
+	ends := 0 // which push no events out
+	for _, e := range m.log[m.forgot:] {
+		if e.isEnd {
+			ends++
+		}
+	}
+	n := len(m.log) - m.forgot - ends
 	maxBytes := m.config.HistoryBytes
 	if maxBytes == 0 {
 		maxBytes = 16 << 20
 	}
-	return n > max(m.config.History, 256) && m.config.History != 0 ||
-		n > 10_000 ||
-		m.bytes > maxBytes && maxBytes > 0 ||
-		n > 256 && m.expired(oldest)
+	return max(n, ends) > max(m.config.History, 256) && m.config.History != 0 ||
+		max(n, ends) > 10_000 ||
+		m.bytes > maxBytes && maxBytes > 0 && (n > 1 || n == 1 && oldest.isEnd) ||
+		n+ends > 256 && m.expired(oldest)
 }
 
 func (m *model) expired(e modelEvent) bool {
@@ -10916,6 +10983,11 @@ func (m *model) moment(c *modelClient, id string) modelMoment {
 	n := m.config.History
 	if n == 0 {
 		n = 10_000
+	}
+	for _, e := range m.log[m.forgot:] {
+		if e.isEnd {
+			n++
+		}
 	}
 	now.first = max(m.forgot, len(m.log)-max(n, 0))
 	for now.first < len(m.log) && m.expired(m.log[now.first]) {
