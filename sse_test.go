@@ -5316,6 +5316,40 @@ func TestKeysTakeLittle(t *testing.T) {
 	runtime.KeepAlive(b)
 }
 
+// What the documentation says of the memory that keys and Brokers take.
+func TestMemoryOfKeysAndBrokers(t *testing.T) {
+	if raceEnabled() {
+		t.Skip("the race detector needs memory of its own")
+	}
+	const n = 10_000
+	each := func(what string, limit int64, hold func(i int) any) {
+		t.Helper()
+		held := make([]any, n)
+		before := heapInUse()
+		for i := range held {
+			held[i] = hold(i)
+		}
+		took := (heapInUse() - before) / n
+		t.Logf("%s takes %d bytes", what, took)
+		if took > limit {
+			t.Errorf("%s: got %d bytes, want %d at most", what, took, limit)
+		}
+		runtime.KeepAlive(held)
+	}
+	b := &Broker{History: 1}
+	each("a key of 8 bytes with 31 bytes of data", 350, func(i int) any {
+		b.Set(fmt.Sprintf("key-%04x", i), Event{Data: "some data that says something."})
+		return nil
+	})
+	each("a Broker that was ended, with one event", 2000, func(i int) any {
+		b := &Broker{}
+		b.Publish(Event{Data: "some data that says something."})
+		b.End()
+		return b
+	})
+	runtime.KeepAlive(b)
+}
+
 // BenchmarkSet: 1,000 keys, of which one operation sets one, and 1,000 subscribers of which
 // 100 read slowly. Compare the bytes for each of these with those of Publish.
 func BenchmarkSet(b *testing.B) {
