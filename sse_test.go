@@ -5149,6 +5149,47 @@ func TestHowKeysAreForgotten(t *testing.T) {
 	})
 }
 
+// A topic is there as long as it has a key, and no longer.
+func TestTopicsAreForgottenAfterTheirKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{History: 1}
+		wantTopics := func(want int) {
+			t.Helper()
+			for range 1000 {
+				b.Publish(Event{Data: "x"}, "other")
+			}
+			if got := b.Stats().Topics; got != want+1 {
+				t.Errorf("topics: got %d and the other one, want %d", got-1, want)
+			}
+		}
+		setIn := func(value string, topics ...string) {
+			if _, err := b.Set("k", Event{Data: value}, topics...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		remove := func(topics ...string) {
+			if _, err := b.Remove("k", Event{Data: "gone"}, topics...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		setIn("1", "a")
+		remove("a") // while it is in the history
+		wantTopics(0)
+		setIn("2", "a", "b")
+		setIn("3", "a") // replaced there, in the history
+		wantTopics(2)
+		setIn("4", "b") // and there, beyond it
+		wantTopics(2)
+		remove("a", "b")
+		wantTopics(0)
+		setIn("5", "a", "b", "c")
+		b.End("a")
+		wantTopics(2)
+		b.Reset("")
+		wantTopics(0)
+	})
+}
+
 // A topic that has ended forgets its values also before slow clients have had them, which
 // are told of a gap then, and nobody else is.
 func TestValuesForgottenBeforeTheyWereSent(t *testing.T) {

@@ -129,7 +129,7 @@ func serveHere(b *testing.B, broker *sse.Broker) (addr string) {
 func BenchmarkKeys(b *testing.B) {
 	const keys, clients, slow, rate, span = 1000, 1000, 100, 10_000, 10 * time.Second
 	for _, way := range []string{"Set", "Publish"} {
-		b.Run("way="+way, func(b *testing.B) {
+		b.Run("lib=ours/way="+way, func(b *testing.B) {
 			broker := &sse.Broker{Logger: slog.New(slog.DiscardHandler)}
 			addr := serveHere(b, broker)
 			publish := func(key int) {
@@ -207,7 +207,9 @@ func untilAll(b *testing.B, addr string, keys int) time.Duration {
 
 // BenchmarkEarliest has 1,000 clients come at once to a full history of 10,000 events of 100
 // bytes and ask for all of it.
-func BenchmarkEarliest(b *testing.B) {
+func BenchmarkEarliest(b *testing.B) { b.Run("lib=ours", everything) }
+
+func everything(b *testing.B) {
 	const clients, events = 1000, 10_000
 	broker := &sse.Broker{Logger: slog.New(slog.DiscardHandler)}
 	addr := serveHere(b, broker)
