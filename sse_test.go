@@ -5149,6 +5149,47 @@ func TestHowKeysAreForgotten(t *testing.T) {
 	})
 }
 
+// A topic is there as long as it has a key, and no longer.
+func TestTopicsAreForgottenAfterTheirKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{History: 1}
+		wantTopics := func(want int) {
+			t.Helper()
+			for range 1000 {
+				b.Publish(Event{Data: "x"}, "other")
+			}
+			if got := b.Stats().Topics; got != want+1 {
+				t.Errorf("topics: got %d and the other one, want %d", got-1, want)
+			}
+		}
+		setIn := func(value string, topics ...string) {
+			if _, err := b.Set("k", Event{Data: value}, topics...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		remove := func(topics ...string) {
+			if _, err := b.Remove("k", Event{Data: "gone"}, topics...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		setIn("1", "a")
+		remove("a") // while it is in the history
+		wantTopics(0)
+		setIn("2", "a", "b")
+		setIn("3", "a") // replaced there, in the history
+		wantTopics(2)
+		setIn("4", "b") // and there, beyond it
+		wantTopics(2)
+		remove("a", "b")
+		wantTopics(0)
+		setIn("5", "a", "b", "c")
+		b.End("a")
+		wantTopics(2)
+		b.Reset("")
+		wantTopics(0)
+	})
+}
+
 // A topic that has ended forgets its values also before slow clients have had them, which
 // are told of a gap then, and nobody else is.
 func TestValuesForgottenBeforeTheyWereSent(t *testing.T) {
@@ -5313,6 +5354,40 @@ func TestKeysTakeLittle(t *testing.T) {
 	if kept := heapInUse() - before; kept > 1<<20 {
 		t.Errorf("10 keys of 1 KiB, set 2,000 times, hold %d KiB, want 1 MiB at most", kept>>10)
 	}
+	runtime.KeepAlive(b)
+}
+
+// What the documentation says of the memory that keys and Brokers take.
+func TestMemoryOfKeysAndBrokers(t *testing.T) {
+	if raceEnabled() {
+		t.Skip("the race detector needs memory of its own")
+	}
+	const n = 10_000
+	each := func(what string, limit int64, hold func(i int) any) {
+		t.Helper()
+		held := make([]any, n)
+		before := heapInUse()
+		for i := range held {
+			held[i] = hold(i)
+		}
+		took := (heapInUse() - before) / n
+		t.Logf("%s takes %d bytes", what, took)
+		if took > limit {
+			t.Errorf("%s: got %d bytes, want %d at most", what, took, limit)
+		}
+		runtime.KeepAlive(held)
+	}
+	b := &Broker{History: 1}
+	each("a key of 8 bytes with 31 bytes of data", 350, func(i int) any {
+		b.Set(fmt.Sprintf("key-%04x", i), Event{Data: "some data that says something."})
+		return nil
+	})
+	each("a Broker that was ended, with one event", 2000, func(i int) any {
+		b := &Broker{}
+		b.Publish(Event{Data: "some data that says something."})
+		b.End()
+		return b
+	})
 	runtime.KeepAlive(b)
 }
 

@@ -26,6 +26,7 @@ const patience = 30 * time.Second
 func TestMain(m *testing.M) {
 	load.Main()
 	serveRemote()
+	readRemote()
 	flag.Parse()
 	if bench := flag.Lookup("test.bench"); bench.Value.String() != "" {
 		describe()

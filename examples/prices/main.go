@@ -1,0 +1,85 @@
+// Prices shows the newest price of 50 symbols, of which a hundred a second change. A
+// browser that connects gets all of them first. One that reads slowly is spared the
+// prices that have changed again meanwhile.
+//
+//	go run ./examples/prices
+//	curl -N localhost:8080/events
+//	curl -N localhost:8080/events?slow
+package main
+
+import (
+	"context"
+	_ "embed"
+	"flag"
+	"fmt"
+	"log"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/seed22e817d0/sse"
+	"github.com/seed22e817d0/sse/examples/page"
+)
+
+//go:embed index.html
+var html string
+
+// A slowWriter is a client that takes its time before it takes anything.
+type slowWriter struct {
+	http.ResponseWriter
+	pause time.Duration
+}
+
+func (w slowWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w slowWriter) FlushError() error {
+	time.Sleep(w.pause)
+	return http.NewResponseController(w.ResponseWriter).Flush()
+}
+
+func main() {
+	addr := flag.String("addr", "localhost:8080", "`address` to serve at")
+	every := flag.Duration("every", 10*time.Millisecond, "time from one price to the next")
+	pause := flag.Duration("pause", 3*time.Second, "time that a slow reader takes")
+	flag.Parse()
+
+	broker := &sse.Broker{Retry: time.Second}
+	go func() {
+		cents := make([]int, 50)
+		for n, ticks := 0, time.Tick(*every); ; n++ {
+			i := rand.IntN(len(cents))
+			if n < len(cents) { // each has a price to begin with
+				i, cents[n] = n, 1000+rand.IntN(49_000)
+			} else {
+				<-ticks
+			}
+			cents[i] = max(100, cents[i]+rand.IntN(101)-50)
+			symbol := string([]byte{'A' + byte(i/2), 'X' + byte(i%2), 'A' + byte(i*7%26)})
+			data := fmt.Sprintf(`{"n": %d, "symbol": %q, "cents": %d}`, n, symbol, cents[i])
+			broker.Set(symbol, sse.Event{Data: data})
+		}
+	}()
+	http.Handle("GET /", page.Handler(html))
+	http.HandleFunc("GET /events", func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Has("slow") {
+			w = slowWriter{w, *pause}
+		}
+		broker.Serve(w, r)
+	})
+
+	listener, err := net.Listen("tcp", *addr)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("The prices are at http://%v\n", listener.Addr())
+	go http.Serve(listener, nil)
+
+	interrupted, _ := signal.NotifyContext(context.Background(), os.Interrupt)
+	<-interrupted.Done()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second/2)
+	defer cancel()
+	broker.Shutdown(ctx)
+}
