@@ -10514,6 +10514,7 @@ func (m *model) step() {
 	} else {
 		m.dirty = true
 	}
+	checkInvariants(m.t, m.broker)
 }
 
 // disconnect sends away all that have one of the topics.
@@ -11058,6 +11059,7 @@ func (m *model) settle() {
 		}
 	}
 	m.dirty, m.failed = false, false
+	checkInvariants(m.t, m.broker)
 }
 
 // called returns the present names of some of the three topics.
@@ -11504,6 +11506,151 @@ func (m *model) dial(path string, c *modelClient) modelConn {
 		header = "Last-Event-ID: " + c.id + "\r\n"
 	}
 	return pipeGet(m.t, m.listener, "/"+path+"?"+query.Encode(), header, false)
+}
+
+// checkInvariants checks what stands above the types of broker.go as true whenever mu
+// is free. It looks inside on purpose: where a count is wrong, a client gets an event
+// too late much later, and nobody knows why.
+func checkInvariants(t *testing.T, b *Broker) {
+	t.Helper()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.topics == nil {
+		return
+	}
+	l := &b.log
+	equal := func(what string, got, want int) {
+		t.Helper()
+		if got != want {
+			t.Errorf("%s: got %d, want %d", what, got, want)
+		}
+	}
+	must := func(holds bool, format string, args ...any) {
+		t.Helper()
+		if !holds {
+			t.Errorf("want "+format, args...)
+		}
+	}
+
+	// The log.
+	must(l.tail <= l.head+1, "tail ≤ head+1, got %d and %d", l.tail, l.head)
+	refs := map[*topic]int{}
+	size, own := 0, 0
+	last := l.before
+	for seq := l.tail; seq <= l.head; seq++ {
+		f := l.at(seq)
+		size += f.size
+		switch {
+		case f.isEnd:
+			must(f.id == last || l.history < 0 || last == "", "the end %d to have the ID before it, %q, got %q", seq, last, f.id)
+		case l.history >= 0 && !l.assigns(f.id):
+			own++
+			must(l.ids[f.id] == seq, "ID %q for event %d, got %d", f.id, seq, l.ids[f.id])
+		case l.history >= 0:
+			must(f.id == l.assignedID(seq), "ID %q for event %d, got %q", l.assignedID(seq), seq, f.id)
+		}
+		last = f.id
+		for _, tp := range f.topics {
+			refs[tp]++
+		}
+	}
+	equal("size of the log", l.size, size)
+	equal("IDs of events in the log", len(l.ids), own)
+	must(l.len() <= max(l.history, minQueue), "at most %d events in the log, got %d", max(l.history, minQueue), l.len())
+	must(l.bytes < 0 || l.size <= l.bytes || l.len() == 1, "at most %d bytes in the log, got %d", l.bytes, l.size)
+	must(l.tail <= b.announced && b.announced <= l.head+1, "tail %d ≤ announced %d ≤ head+1 %d", l.tail, b.announced, l.head+1)
+	must(b.announcing || b.announced == l.head+1, "all announced up to %d or somebody about to, got %d", l.head+1, b.announced)
+	equal("signals that were not given", len(b.woken), 0)
+
+	// Subscribers.
+	clients := 0
+	held := map[*frame]int{}
+	queued := map[*conn]bool{}
+	b.conns.mu.Lock()
+	for c := b.conns.first; c != nil; c = c.behind {
+		queued[c] = true
+	}
+	b.conns.mu.Unlock()
+	unaware, aware, clientsOf, before := map[*topic]int{}, map[*topic]int{}, map[*topic]int{}, map[*topic]int{}
+	for i, m := range b.subs {
+		s := m.sub
+		must(m.nth == len(s.topics) && s.places[m.nth] == i, "subscriber %d to know its place", i)
+		if s.client {
+			clients++
+		}
+		if s.held != nil {
+			held[s.held]++
+		}
+		for nth, tp := range s.topics {
+			refs[tp]++
+			place := s.places[nth]
+			must(place < len(tp.members) && tp.members[place] == member{s, nth}, "subscriber %d to know its place in topic %q", i, tp.name)
+			if s.client {
+				clientsOf[tp]++
+			}
+			if s.joined < tp.ended {
+				before[tp]++
+			}
+			switch {
+			case s.waiting && s.cursor <= tp.newest:
+				unaware[tp]++
+			case s.waiting:
+				aware[tp]++
+			}
+		}
+		must(s.cursor <= l.head+1, "a cursor up to %d, got %d", l.head+1, s.cursor)
+		if !s.waiting {
+			continue
+		}
+		must(s.end == nil, "nobody to wait whose stream has ended, %v", s.end)
+		must(s.conn == nil || s.signal != nil || !queued[s.conn], "no connection in the queue whose client waits")
+		for seq := max(s.cursor, l.tail); seq < b.announced; seq++ {
+			must(!s.wants(l.at(seq)), "event %d not to be for subscriber %d, which waits from %d on", seq, i, s.cursor)
+		}
+	}
+	equal("clients", b.clients, clients)
+	pinned, pinnedN := 0, 0
+	for f, n := range held {
+		equal("clients that hold a frame", int(f.holders), n)
+		if f.seq < l.tail {
+			pinned, pinnedN = pinned+f.size, pinnedN+1
+		}
+	}
+	equal("size of what clients hold", b.pinned, pinned)
+	equal("frames that clients hold", b.pinnedN, pinnedN)
+
+	// Topics.
+	keys := 0
+	for name, tp := range b.topics {
+		what := func(s string) string { return fmt.Sprintf("topic %q: %s", name, s) }
+		equal(what("unaware members"), tp.unaware, unaware[tp])
+		equal(what("aware members"), tp.aware, aware[tp])
+		equal(what("clients"), tp.clients, clientsOf[tp])
+		must(tp.newest >= b.announced || tp.unaware == 0, "topic %q to have nobody unaware of %d, got %d", name, tp.newest, tp.unaware)
+		equal(what("references"), tp.refs, refs[tp]+len(tp.keys))
+		must(tp.refs > 0 && tp.name == name, "topic %q to be referred to", name)
+		must(tp.newest <= l.head && tp.evicted < l.tail && tp.ended <= l.head, "topic %q to know of events published", name)
+		if tp.ended > 0 {
+			equal(what("members from before the end"), tp.before, before[tp])
+		}
+		keys += len(tp.keys)
+		replaced, at := 0, uint64(0)
+		for _, f := range tp.values {
+			must(f.seq > at, "the values of topic %q in order", name)
+			at = f.seq
+			if !slices.Contains(f.topics, tp) {
+				replaced++
+			} else {
+				must(f.keyed && tp.keys[f.key] == f, "value %d of topic %q to be that of its key", f.seq, name)
+			}
+		}
+		equal(what("replaced values"), tp.replaced, replaced)
+		equal(what("values"), len(tp.values)-replaced, len(tp.keys))
+	}
+	for tp := range refs {
+		must(b.topics[tp.name] == tp, "topic %q to be known", tp.name)
+	}
+	equal("keys", b.stats.Keys, keys)
 }
 
 // Benchmarks. One operation of those that publish is one event, until each subscriber has got it.
