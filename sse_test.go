@@ -26,6 +26,7 @@ import (
 	"net/textproto"
 	"net/url"
 	"os"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"runtime"
@@ -7730,6 +7731,12 @@ func TestStalledDetachedClientGivesItsBufferBack(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("there a goroutine waits in each write")
 	}
+	for _, network := range []string{"tcp", "unix"} {
+		t.Run(network, func(t *testing.T) { stalledClientsGiveTheirBuffersBack(t, network) })
+	}
+}
+
+func stalledClientsGiveTheirBuffersBack(t *testing.T, network string) {
 	const clients, most = 100, 16 << 10
 	b := &Broker{WriteTimeout: time.Hour, Logger: slog.New(slog.DiscardHandler)}
 	defer func() {
@@ -7742,8 +7749,17 @@ func TestStalledDetachedClientGivesItsBufferBack(t *testing.T) {
 	}))
 	srv.Config.ConnState = func(c net.Conn, state http.ConnState) {
 		if state == http.StateNew {
-			c.(*net.TCPConn).SetWriteBuffer(4 << 10)
+			c.(interface{ SetWriteBuffer(int) error }).SetWriteBuffer(4 << 10)
 		}
+	}
+	if network == "unix" {
+		srv.Listener.Close()
+		// Not t.TempDir, whose names may be too long for one.
+		dir, err := os.MkdirTemp("", "sse")
+		wireCheck(t, err)
+		defer os.RemoveAll(dir)
+		srv.Listener, err = net.Listen("unix", filepath.Join(dir, "socket"))
+		wireCheck(t, err)
 	}
 	srv.Start()
 	defer srv.Close()
@@ -7754,12 +7770,12 @@ func TestStalledDetachedClientGivesItsBufferBack(t *testing.T) {
 		return heap + int64(m.StackInuse)
 	}
 	for range clients {
-		conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+		conn, err := net.Dial(network, srv.Listener.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		conn.(*net.TCPConn).SetReadBuffer(4 << 10)
+		conn.(interface{ SetReadBuffer(int) error }).SetReadBuffer(4 << 10)
 		fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: test\r\n\r\n")
 		if _, err := io.ReadFull(conn, make([]byte, 64)); err != nil {
 			t.Fatal(err)
@@ -8200,6 +8216,252 @@ func TestDetachedDeadPeerIsNoticed(t *testing.T) {
 			}
 		})
 	}
+}
+
+// setUnanswered replaces what the system tells of all peers, until t ends. It is for
+// tests that begin their bubble, or their server, after it.
+func setUnanswered(t *testing.T, told func() byte) {
+	system := unanswered
+	unanswered = func(net.Conn) byte { return told() }
+	t.Cleanup(func() { unanswered = system })
+}
+
+// A detached client is taken for gone if its system has not answered for about
+// WriteTimeout, and not before.
+func TestDetachedClientWhoseSystemDoesNotAnswerIsCutOff(t *testing.T) {
+	always := func(n byte) func(time.Duration) byte { return func(time.Duration) byte { return n } }
+	for _, tt := range []struct {
+		name          string
+		timeout       time.Duration
+		told          func(time.Duration) byte // at the time after the client came
+		every         time.Duration            // of events
+		least, before time.Duration            // when it is cut off; 0: it is not
+	}{
+		{"never answers", 0, always(2), time.Second, 7500 * time.Millisecond, 9 * time.Second},
+		{"must be asked twice", 0, always(1), time.Second, 0, 0},
+		{"no WriteTimeout", -1, always(200), time.Second, 0, 0},
+		{"answers for 20 s", 0, func(at time.Duration) byte {
+			if at <= 20*time.Second {
+				return 0
+			}
+			return 2
+		}, time.Second, 25 * time.Second, 28 * time.Second},
+		{"one event after a long rest", 0, func(at time.Duration) byte {
+			if at <= time.Hour {
+				return 0
+			}
+			return 2
+		}, time.Hour, time.Hour + 7500*time.Millisecond, time.Hour + 12*time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var came atomic.Int64
+			setUnanswered(t, func() byte { return tt.told(time.Since(time.Unix(0, came.Load()))) })
+			synctest.Test(t, func(t *testing.T) {
+				start := time.Now()
+				came.Store(start.UnixNano())
+				b := &Broker{WriteTimeout: tt.timeout, KeepAlive: -1}
+				s := detachBroker(t, b)
+				c := s.get("/", "")
+				synctest.Wait()
+				next, end := start, start.Add(3*time.Minute+tt.every)
+				for b.Stats().Clients == 1 && time.Now().Before(end) {
+					if !time.Now().Before(next) {
+						b.Publish(Event{Data: "x"})
+						next = next.Add(tt.every)
+					}
+					time.Sleep(250 * time.Millisecond)
+					synctest.Wait()
+				}
+				got := time.Since(start)
+				if tt.before == 0 {
+					if got < 3*time.Minute || c.ended() != nil {
+						t.Errorf("cut off after %v, want never", got)
+					}
+					return
+				}
+				if got < tt.least || got > tt.before {
+					t.Errorf("cut off after %v, want %v to %v", got, tt.least, tt.before)
+				}
+				if err := s.served(); !errors.Is(err, ErrClientLeft) || !errors.Is(err, syscall.ETIMEDOUT) {
+					t.Errorf("done: got %v, want ErrClientLeft and ETIMEDOUT", err)
+				}
+			})
+		})
+	}
+}
+
+// A detachedTCP is a detached client over a socket of the system.
+type detachedTCP struct {
+	*net.TCPConn
+	ended chan error
+}
+
+func detachTCP(t *testing.T, b *Broker) *detachedTCP {
+	c := &detachedTCP{ended: make(chan error, 1)}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b.Detach(w, r, func(err error) { c.ended <- err })
+	}))
+	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+	wireCheck(t, err)
+	c.TCPConn = conn.(*net.TCPConn)
+	t.Cleanup(func() {
+		conn.Close()
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		b.Shutdown(ctx)
+		srv.Close()
+	})
+	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+	_, err = io.ReadFull(conn, make([]byte, 64))
+	wireCheck(t, err)
+	eventually(t, "the client is idle", func() bool {
+		b.mu.Lock()
+		defer b.unlock()
+		return len(b.subs) == 1 && b.subs[0].sub.waiting
+	})
+	return c
+}
+
+// One that is cut off is sent nothing more, neither what is in the socket's buffer nor
+// the end: the system would try for minutes.
+func TestCutOffDetachedClientIsReset(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("resets connections by another error")
+	}
+	for _, tt := range []struct {
+		name   string
+		silent byte // what the system tells
+		data   string
+		want   error
+	}{
+		{"does not read", 0, strings.Repeat("x", 16<<20), ErrTooSlow},
+		{"system does not answer", 2, "x", syscall.ETIMEDOUT},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var told atomic.Int32
+			setUnanswered(t, func() byte { return byte(told.Load()) })
+			b := &Broker{WriteTimeout: 40 * time.Millisecond, KeepAlive: time.Hour, HistoryBytes: -1}
+			c := detachTCP(t, b)
+			told.Store(int32(tt.silent))
+			b.Publish(Event{Data: tt.data})
+			if err := <-c.ended; !errors.Is(err, tt.want) {
+				t.Errorf("done: got %v, want %v", err, tt.want)
+			}
+			if _, err := io.Copy(io.Discard, c.TCPConn); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("the connection ended with %v, want ECONNRESET", err)
+			}
+		})
+	}
+}
+
+// Who has made room for what it was sent has answered: its system need not be asked
+// again for a while.
+func TestDetachedClientThatMakesRoomHasAnswered(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("there nobody is asked")
+	}
+	var told atomic.Int32
+	told.Store(1) // has not answered, but not for long
+	setUnanswered(t, func() byte { return byte(told.Load()) })
+	b := &Broker{WriteTimeout: time.Hour, HistoryBytes: -1}
+	c := detachTCP(t, b)
+	b.mu.Lock()
+	// A socket of the system knows no fake time.
+	b.subs[0].sub.conn.answered = time.Now().Add(-time.Hour)
+	b.mu.Unlock()
+	large := strings.Repeat("x", 16<<20)
+	b.Publish(Event{Data: large})
+	eventually(t, "the client is being written to", func() bool {
+		stacks := allStacks()
+		return strings.Contains(stacks, "(*attempt).send") && strings.Contains(stacks, "waitWrite")
+	})
+	told.Store(2)
+	stream := NewDecoder(c)
+	stream.MaxEventBytes = -1
+	next := func(want string) {
+		t.Helper()
+		if e, err := stream.Decode(); e.Data != want || err != nil {
+			t.Fatalf("got %.20q of %d bytes, error %v, want %.20q of %d", e.Data, len(e.Data), err, want, len(want))
+		}
+	}
+	next(large)
+	b.Publish(Event{Data: "after"})
+	next("after")
+}
+
+// A keep-alive looks whether the client has left, which may take a moment where reads
+// cannot be tried. An event after that does not wait for another look.
+func TestEventAfterAKeepAliveDoesNotWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		s := detachBroker(t, b)
+		c := s.get("/", "")
+		c.want("")
+		for blocks, _ := c.take(); len(blocks) == 0; blocks, _ = c.take() {
+			time.Sleep(peerLeftTime)
+			synctest.Wait()
+		}
+		c.take()
+		for range 2 {
+			b.Publish(Event{Data: "1"})
+			synctest.Wait() // and no time passes
+			if blocks, _ := c.take(); len(blocks) != 1 || blocks[0].Data != "1" {
+				t.Errorf("at once: got %+v, want the event", blocks)
+			}
+		}
+	})
+}
+
+// Where a write cannot be tried a few workers do all of them. Those that are stuck are
+// replaced after a moment, by more each time, so that others are not held up.
+func TestStuckDetachedClientsHoldUpNobody(t *testing.T) {
+	const stuck = 300
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{KeepAlive: -1, WriteTimeout: time.Minute}
+		s := detachBroker(t, b)
+		first := s.get("/", "") // which is woken last
+		first.want("")
+		var clients []*pipeClient
+		for range stuck {
+			clients = append(clients, s.get("/", ""))
+		}
+		time.Sleep(10 * time.Millisecond)
+		synctest.Wait()
+		for _, c := range clients {
+			c.stall(true)
+		}
+		synctest.Wait()
+		_, idle := bubbleGoroutines()
+		b.Publish(Event{Data: "1"})
+		synctest.Wait()
+		if _, n := bubbleGoroutines(); n > idle+runtime.GOMAXPROCS(0) {
+			t.Errorf("got %d goroutines for %d clients at once, want %d at most", n-idle, stuck+1, runtime.GOMAXPROCS(0))
+		}
+		began := time.Now()
+		for blocks, _ := first.take(); len(blocks) == 0 || blocks[len(blocks)-1].Data != "1"; blocks, _ = first.take() {
+			if time.Sleep(time.Millisecond / 4); time.Since(began) > time.Second {
+				t.Fatal("a client that reads did not get the event within a second")
+			}
+			synctest.Wait()
+		}
+		if took := time.Since(began); took > 30*time.Millisecond {
+			t.Errorf("a client that reads waited %v for %d that do not, want 30ms at most", took, stuck)
+		}
+		b.Publish(Event{Data: "2"})
+		first.want("1 2") // as before
+		for _, c := range clients {
+			c.stall(false)
+		}
+		for _, c := range clients {
+			c.want("1 2")
+		}
+		time.Sleep(10 * time.Millisecond)
+		synctest.Wait()
+		if stacks, n := bubbleGoroutines(); n != idle {
+			t.Errorf("got %d goroutines when all have read, want %d as before:\n%.2000s", n, idle, stacks)
+		}
+		checkInvariants(t, b)
+	})
 }
 
 func setIPOption[FD ~int | ~uintptr](f func(FD, int, int, int) error, fd uintptr, option, value int) error {
