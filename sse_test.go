@@ -3165,7 +3165,7 @@ func TestPublishAfterShutdown(t *testing.T) {
 }
 
 func TestPublishWaitsForNobody(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{WriteTimeout: -1}
 		s := serve(t, b)
 		for range 20 {
@@ -3187,7 +3187,7 @@ func TestPublishWaitsForNobody(t *testing.T) {
 }
 
 func TestEventInSeveralTopicsArrivesOnce(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		start := b.LastEventID()
@@ -3628,7 +3628,7 @@ func TestResumingGivesExactlyWhatWasMissed(t *testing.T) {
 
 func TestGapIsTold(t *testing.T) {
 	for _, id := range []string{"nobody", "aaaaaaaa-1", "é ü", "%0a"} {
-		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 			b := &Broker{}
 			s := serve(t, b)
 			start := b.LastEventID()
@@ -3715,7 +3715,7 @@ func TestIDsFromBeforeARestartAreForeign(t *testing.T) {
 }
 
 func TestWithoutAHistoryOneStartsAnew(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{History: -1}
 		s := serve(t, b)
 		b.Publish(Event{ID: "1", Data: "1"})
@@ -3735,7 +3735,7 @@ func TestRingIsAQueue(t *testing.T) {
 	for _, history := range []int{-1, 1, 10} {
 		for _, n := range []int{200, 256, 257, 260, 600} {
 			t.Run(fmt.Sprintf("History=%d,%d events", history, n), func(t *testing.T) {
-				serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+				serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 					b := &Broker{History: history}
 					s := serve(t, b)
 					c, loop := s.get("/", ""), followBroker(t, b, "")
@@ -3882,7 +3882,7 @@ func TestHistoryAgeSparesThoseWhoAreConnected(t *testing.T) {
 }
 
 func TestNegativeLimitsAreNone(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{HistoryAge: -1, HistoryBytes: -1, MaxClients: -1}
 		s := serve(t, b)
 		start := b.LastEventID()
@@ -3895,7 +3895,7 @@ func TestNegativeLimitsAreNone(t *testing.T) {
 func TestClientThatWasCutOffBeforeItsFirstEventMissesNothing(t *testing.T) {
 	for _, explicit := range []string{"", "id"} {
 		for _, earlier := range []int{0, 1, 300} {
-			serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+			serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 				b := &Broker{History: 20}
 				s := serve(t, b)
 				publish := func(data string) {
@@ -3924,7 +3924,7 @@ func TestClientThatWasCutOffBeforeItsFirstEventMissesNothing(t *testing.T) {
 }
 
 func TestLastEventIDIsWhereAPageBegins(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		for i := range 3 {
@@ -3939,7 +3939,7 @@ func TestLastEventIDIsWhereAPageBegins(t *testing.T) {
 func TestEarliest(t *testing.T) {
 	for _, history := range []int{0, 2} {
 		want := map[int]string{0: "1 2 3 4", 2: "3 4"}[history]
-		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 			b := &Broker{History: history}
 			asked := yieldAll(b, Event{Data: "caught up"})
 			s := serve(t, b)
@@ -3982,7 +3982,7 @@ func TestEarliestLeavesOutWhatHasExpired(t *testing.T) {
 // for long is told so.
 func TestEarliestIsResolvedAsTheClientJoins(t *testing.T) {
 	for _, events := range []int{0, 5} { // in the history, of another topic
-		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 			b := &Broker{History: 10}
 			s := serve(t, b)
 			for range events {
@@ -4008,7 +4008,7 @@ func TestEarliestIsResolvedAsTheClientJoins(t *testing.T) {
 }
 
 func TestEarliestWithoutAHistoryIsANewcomer(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{History: -1}
 		s := serve(t, b)
 		b.Publish(Event{Data: "1"})
@@ -4277,7 +4277,7 @@ func yieldAll(b *Broker, events ...Event) (ids *[]string) {
 }
 
 func TestCatchUpIsAskedForWhatTheHistoryLacks(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{History: 2}
 		calls := controlCatchUp(b)
 		s := serve(t, b)
@@ -4332,7 +4332,7 @@ func TestCatchUpMissesNothingPublishedMeanwhile(t *testing.T) {
 		{"an ID from meanwhile", []Event{{ID: "4", Data: "4"}, {ID: "5", Data: "5"}}, "4 5 6"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+			serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 				b := &Broker{}
 				calls := controlCatchUp(b)
 				s := serve(t, b)
@@ -4379,7 +4379,7 @@ func TestCatchUpThatYieldsNothingLetsTheClientGoOnAfterItsOwnEvent(t *testing.T)
 // A client that is cut off between CatchUp's events and the first of its own
 // has got all that CatchUp gave it.
 func TestClientCutOffAfterCatchUpGoesOn(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		asked := yieldAll(b, Event{Type: "snapshot", Data: "s"})
 		s := serve(t, b)
@@ -4397,7 +4397,7 @@ func TestClientCutOffAfterCatchUpGoesOn(t *testing.T) {
 
 // The same is true if as much was published meanwhile as the history holds.
 func TestClientCutOffAfterALongCatchUpGoesOn(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{History: 256}
 		calls := controlCatchUp(b)
 		s := serve(t, b)
@@ -4421,7 +4421,7 @@ func TestClientCutOffAfterALongCatchUpGoesOn(t *testing.T) {
 }
 
 func TestCatchUpOfManyEvents(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		var events []Event
 		var want []string
@@ -4529,7 +4529,7 @@ func TestClientThatLeavesDuringCatchUp(t *testing.T) {
 func TestCatchUpThatTheRingOvertakesIsAskedAgain(t *testing.T) {
 	for _, explicit := range []bool{false, true} {
 		t.Run(fmt.Sprint("explicit=", explicit), func(t *testing.T) {
-			serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+			serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 				b := &Broker{History: 10}
 				calls := controlCatchUp(b)
 				s := serve(t, b)
@@ -4847,7 +4847,7 @@ func set(t *testing.T, b *Broker, topic string, values ...string) {
 // A newcomer gets the newest value of each key, in the order and with the IDs that they
 // were published with, and then what is published from then on.
 func TestNewcomerGetsTheNewestOfEachKey(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{History: 1}
 		s := serve(t, b)
 		set(t, b, "t", "a=1", "b=1", "c=1", "a=2")
@@ -4906,7 +4906,7 @@ func TestValuesKeepTheirOrder(t *testing.T) {
 
 // A newcomer that is cut off in the midst of the state misses nothing when it comes back.
 func TestNewcomerThatIsCutOffWithinTheState(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{History: 1}
 		s := serve(t, b)
 		for i := range 10 {
@@ -4959,7 +4959,7 @@ func TestNewcomerThatIsCutOffWithinTheState(t *testing.T) {
 // A client that is behind gets each key's newest once, at the newest's place, and all
 // other events.
 func TestClientThatIsBehindIsSparedReplacedValues(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		publishIDs(t, b, "begin")
@@ -4986,7 +4986,7 @@ func TestClientThatIsBehindIsSparedReplacedValues(t *testing.T) {
 // A client whose place is not known is told of the gap, and then gets the state and the
 // rest of the history, in order.
 func TestStateAfterAGap(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{History: 4}
 		s := serve(t, b)
 		set(t, b, "", "a=1", "b=1")
@@ -5380,7 +5380,7 @@ func BenchmarkSet(b *testing.B) {
 // broker.go: Reset.
 
 func TestResetTellsEveryClientOfAGap(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		b.Publish(Event{ID: "1", Data: "1"})
@@ -5623,7 +5623,7 @@ func TestResetThatIsRefusedDoesNothing(t *testing.T) {
 
 // What a client is owed comes before the end, and the end is the last.
 func TestEndComesAfterWhatIsOwed(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		idle := s.get("/?topic=job", "")
@@ -5681,7 +5681,7 @@ func TestEndComesAfterWhatIsOwed(t *testing.T) {
 
 // A client goes on with those of its topics that have not ended.
 func TestEndOfOneTopicOfSeveral(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		c := s.get("/?topic=job&topic=news", "")
@@ -5712,7 +5712,7 @@ func TestEndOfOneTopicOfSeveral(t *testing.T) {
 // A client that comes to topics which have all ended gets what the history holds of them,
 // or what it missed, and then the end.
 func TestClientThatComesAfterTheEnd(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		for _, id := range []string{"1", "2", "3"} {
@@ -5748,7 +5748,7 @@ func TestClientThatComesAfterTheEnd(t *testing.T) {
 
 // CatchUp is asked first, and may itself know that the stream is over.
 func TestEndComesAfterCatchUp(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		asked := yieldAll(b, Event{ID: "old", Data: "caught up"})
 		s := serve(t, b)
@@ -5768,7 +5768,7 @@ func TestEndComesAfterCatchUp(t *testing.T) {
 			t.Errorf("CatchUp was asked for %q, want it asked twice", *asked)
 		}
 	})
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		log := &brokerLog{}
 		b := &Broker{Logger: slog.New(log)}
 		b.CatchUp = func(context.Context, Missed) iter.Seq2[Event, error] {
@@ -6029,7 +6029,7 @@ func TestNameOfAnEndedTopicBecomesFree(t *testing.T) {
 func TestEndThatLeavesTheHistoryIsToldAllTheSame(t *testing.T) {
 	for _, missed := range []int{0, 1, 300} { // events of the client's topic
 		t.Run(fmt.Sprint(missed), func(t *testing.T) {
-			serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+			serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 				b := &Broker{History: 1}
 				s := serve(t, b)
 				c := s.get("/?topic=job", "")
@@ -6092,7 +6092,7 @@ func TestReservedIDsAreRefused(t *testing.T) {
 func TestResetTogetherWithAKeepAlive(t *testing.T) {
 	t.Run("a client that is being written to", func(t *testing.T) {
 		for _, catchUp := range []bool{true, false} {
-			serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+			serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 				b := &Broker{KeepAlive: 50 * time.Millisecond}
 				var asked *[]string
 				if catchUp {
@@ -6125,7 +6125,7 @@ func TestResetTogetherWithAKeepAlive(t *testing.T) {
 		}
 	})
 	t.Run("idle clients", func(t *testing.T) {
-		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 			const clients = 200
 			b := &Broker{KeepAlive: time.Second}
 			s := serve(t, b)
@@ -6161,7 +6161,7 @@ func TestResetTogetherWithAKeepAlive(t *testing.T) {
 // broker.go: serving clients.
 
 func TestServeAnswersHEADAndKeepsNothing(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{MaxClients: 1}
 		s := serve(t, b)
 		for range 3 {
@@ -6199,7 +6199,7 @@ func TestServeHTTPTakesOnlyGETAndHEAD(t *testing.T) {
 }
 
 func TestMaxClients(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		log := &brokerLog{}
 		b := &Broker{MaxClients: 2, Retry: time.Second, Logger: slog.New(log)}
 		s := serve(t, b)
@@ -6244,7 +6244,7 @@ func TestMaxClients(t *testing.T) {
 
 // A client that is turned away has no more time than any other.
 func TestClientThatIsTurnedAwayAndDoesNotRead(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{MaxClients: 1, WriteTimeout: time.Second, Logger: slog.New(slog.DiscardHandler)}
 		s := serve(t, b)
 		s.get("/", "").want("")
@@ -6277,7 +6277,7 @@ func TestRetryIsToldToEachClient(t *testing.T) {
 		1500 * time.Microsecond: {"1", time.Millisecond},
 		time.Minute:             {"60000", time.Minute},
 	} {
-		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 			b := &Broker{Retry: retry, MaxClients: 1, Logger: slog.New(slog.DiscardHandler)}
 			s := serve(t, b)
 			c := s.get("/", "")
@@ -6303,7 +6303,7 @@ func TestRetryIsToldToEachClient(t *testing.T) {
 }
 
 func TestLastEventIDHeaderWinsOverTheQuery(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		for _, id := range []string{"1", "2", "3"} {
@@ -6366,7 +6366,7 @@ func TestHostileLastEventIDs(t *testing.T) {
 // A stream is no script, whatever the query makes it say.
 func TestQueryIsNotRepeated(t *testing.T) {
 	const script = "alert(1)//"
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		for name, b := range map[string]*Broker{
 			"gap":      {},
 			"no retry": {Retry: -1},
@@ -6411,7 +6411,7 @@ func TestQueryIsNotRepeated(t *testing.T) {
 
 // Once the history has it, it is an ID like any other.
 func TestIDOfTheQueryThatIsPublished(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		c := serve(t, b).get("/?lastEventId=later", "")
 		c.want("gap:")
@@ -6425,7 +6425,7 @@ func TestIDOfTheQueryThatIsPublished(t *testing.T) {
 // What is no event is followed by no blank line, at which lenient clients would
 // dispatch a message. But an ID is.
 func TestBlankLinesEndEventsAlone(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		for _, test := range []struct {
 			broker *Broker
 			want   string
@@ -6464,7 +6464,7 @@ func TestBlankLinesEndEventsAlone(t *testing.T) {
 // Half a character ends no stream: all that is published arrives, as a browser would
 // show it, by every way.
 func TestDataThatIsNotUTF8(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		c, loop := s.get("/", ""), followBroker(t, b, "")
@@ -6479,7 +6479,7 @@ func TestDataThatIsNotUTF8(t *testing.T) {
 }
 
 func TestClientThatLeavesBeforeItIsAnsweredIsNoWarning(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		log := &brokerLog{}
 		b := &Broker{Logger: slog.New(log)}
 		s := serve(t, b)
@@ -6701,7 +6701,7 @@ func TestBodyThatIsNone(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+			serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 				b := &Broker{}
 				s := serve(t, b)
 				synctest.Wait() // for s.srv.Serve
@@ -6729,7 +6729,7 @@ func allStacks() string {
 
 // Varnish holds back the beginning of a stream that is not in chunks.
 func TestVarnishGetsChunks(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		varnish, other := s.get("/", "X-Varnish: 123\r\n"), s.get("/", "")
@@ -6927,7 +6927,7 @@ func TestKeepAlives(t *testing.T) {
 
 // Each client has its own time, and is told no ID that it need not know.
 func TestKeepAlivesGoToThoseWhoGotNothing(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		for range 300 {
@@ -6968,7 +6968,7 @@ func TestKeepAlivesGoToThoseWhoGotNothing(t *testing.T) {
 }
 
 func TestNoKeepAlives(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{KeepAlive: -1}
 		s := serve(t, b)
 		c := s.get("/", "")
@@ -6985,7 +6985,7 @@ func TestNoKeepAlives(t *testing.T) {
 // when to come back.
 func TestMaxAge(t *testing.T) {
 	for _, off := range []bool{false, true} { // with neither keep-alives nor timeouts
-		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 			const age = 10 * time.Minute
 			b := &Broker{MaxAge: age, Retry: time.Second}
 			slack := 5 * time.Second
@@ -7056,7 +7056,7 @@ func TestMaxAgeOfAClientThatDoesNotRead(t *testing.T) {
 }
 
 func TestMaxAgeLosesNothing(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{MaxAge: time.Minute}
 		s := serve(t, b)
 		c := s.get("/", "")
@@ -7093,7 +7093,7 @@ func TestNoMaxAge(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds")
 	}
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		c := serve(t, b).get("/", "")
 		time.Sleep(7 * 24 * time.Hour)
@@ -7104,7 +7104,7 @@ func TestNoMaxAge(t *testing.T) {
 
 // It is not looked at within CatchUp.
 func TestMaxAgeWithinCatchUp(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{MaxAge: time.Minute, WriteTimeout: -1}
 		calls := controlCatchUp(b)
 		s := serve(t, b)
@@ -7129,7 +7129,7 @@ func TestMaxAgeWithinCatchUp(t *testing.T) {
 // reconnection time, so that those who leave together do not return together.
 func TestStreamsThatTheServerEndsAreSpread(t *testing.T) {
 	t.Run("CatchUp fails", func(t *testing.T) {
-		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 			b := &Broker{Retry: time.Second, Logger: slog.New(slog.DiscardHandler)}
 			down := errors.New("the database is down")
 			b.CatchUp = func(context.Context, Missed) iter.Seq2[Event, error] {
@@ -7193,7 +7193,7 @@ func TestStreamsThatTheServerEndsAreSpread(t *testing.T) {
 
 // A keep-alive that falls together with events neither hides nor doubles one.
 func TestKeepAlivesAmongEvents(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{KeepAlive: time.Second}
 		s := serve(t, b)
 		c := s.get("/", "")
@@ -7237,7 +7237,7 @@ func TestDetachSendsNoKeepAliveWithAnEvent(t *testing.T) {
 }
 
 func TestKeepAlivesEndWithTheClient(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		for range 2 { // after the last client left another one comes
@@ -7280,7 +7280,7 @@ func TestKeepAliveRenewsTheIDOfAQuietClient(t *testing.T) {
 	} {
 		for _, came := range []string{"fresh", "resumed", "gap"} {
 			t.Run(test.name+", "+came, func(t *testing.T) {
-				serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+				serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 					b := &Broker{History: test.broker.History, HistoryAge: test.broker.HistoryAge, HistoryBytes: test.broker.HistoryBytes}
 					s := serve(t, b)
 					header, want := "", ""
@@ -7326,7 +7326,7 @@ func TestKeepAliveRenewsTheIDOfAQuietClient(t *testing.T) {
 // The same is true of an ID that ages, though nothing is published any more.
 func TestKeepAliveRenewsAnIDThatAges(t *testing.T) {
 	for _, catchUp := range []bool{false, true} {
-		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 			b := &Broker{HistoryAge: 40 * time.Second}
 			want := "gap:nobody q"
 			if catchUp {
@@ -7348,7 +7348,7 @@ func TestKeepAliveRenewsAnIDThatAges(t *testing.T) {
 // An event that waits for the client comes before the ID that a keep-alive renews,
 // also if those who wait for the event have not been woken yet.
 func TestKeepAliveDoesNotOvertakeAnEvent(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		c := s.get("/", "")
@@ -7375,7 +7375,7 @@ func TestKeepAliveDoesNotOvertakeAnEvent(t *testing.T) {
 
 // The ID that a keep-alive renewed is the one that a gap names.
 func TestGapNamesTheIDThatAKeepAliveRenewed(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{History: 10, WriteTimeout: -1}
 		s := serve(t, b)
 		c := s.get("/", "")
@@ -7491,7 +7491,7 @@ func TestDetachedClientThatHasLeftIsForgotten(t *testing.T) {
 }
 
 func TestDeadPeerIsNoticed(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		c, other := s.get("/", ""), s.get("/", "")
@@ -7521,7 +7521,7 @@ func TestClientThatDoesNotReadIsCutOff(t *testing.T) {
 	for _, test := range []struct {
 		timeout, want time.Duration
 	}{{0, 10 * time.Second}, {time.Second, time.Second}, {time.Minute, time.Minute}} {
-		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 			b := &Broker{WriteTimeout: test.timeout, KeepAlive: -1}
 			s := serve(t, b)
 			c, other := s.get("/", ""), s.get("/", "")
@@ -7584,7 +7584,7 @@ func TestDetachedClientOverTLSIsCutOffAtOnce(t *testing.T) {
 }
 
 func TestWithoutWriteTimeoutNobodyIsCutOff(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{WriteTimeout: -1}
 		s := serve(t, b)
 		c := s.get("/", "")
@@ -7599,7 +7599,7 @@ func TestWithoutWriteTimeoutNobodyIsCutOff(t *testing.T) {
 }
 
 func TestClientThatResumesReadingInTimeGetsEverything(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		c := s.get("/", "")
@@ -7627,7 +7627,7 @@ func TestClientThatResumesReadingInTimeGetsEverything(t *testing.T) {
 // of it than HistoryBytes once more: beyond that those who began first are cut off.
 func TestSlowClientsHoldABoundedPartOfWhatLeftTheHistory(t *testing.T) {
 	const clients, size, bytes = 40, 512 << 10, 1 << 20
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{HistoryBytes: bytes, Logger: slog.New(slog.DiscardHandler)}
 		s := serve(t, b)
 		before := heapInUse()
@@ -7675,7 +7675,7 @@ func TestSlowClientsHoldABoundedPartOfWhatLeftTheHistory(t *testing.T) {
 func TestEvictedEventsArriveWhole(t *testing.T) {
 	// One that is small is no reason to cut off anybody.
 	t.Run("small", func(t *testing.T) {
-		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 			b := &Broker{HistoryBytes: 4 << 10}
 			s := serve(t, b)
 			var all []*pipeClient
@@ -7700,7 +7700,7 @@ func TestEvictedEventsArriveWhole(t *testing.T) {
 	})
 	// A slow client has its time for a large one, while others come and go.
 	t.Run("large", func(t *testing.T) {
-		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 			const size = 512 << 10
 			b := &Broker{HistoryBytes: 1 << 20}
 			s := serve(t, b)
@@ -7834,7 +7834,7 @@ func TestFramesAreReadInPieces(t *testing.T) {
 
 // Slow over a large event is not dead: the time runs anew for each piece.
 func TestLargeEventOverASlowConnection(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		c := s.get("/", "")
@@ -8226,6 +8226,113 @@ func setUnanswered(t *testing.T, told func() byte) {
 	t.Cleanup(func() { unanswered = system })
 }
 
+// What bounds a write does not bound CatchUp, which may take its time behind one.
+func TestCatchUpMayTakeLongerThanWriteTimeout(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{}
+		calls := controlCatchUp(b)
+		c := serve(t, b).get("/", "")
+		call := <-calls
+		var want []string
+		for i := range batchFrames + 1 {
+			want = append(want, strconv.Itoa(i))
+			call.events <- Event{Data: want[i]}
+		}
+		c.want(strings.Join(want[:batchFrames], " "))
+		time.Sleep(time.Minute)
+		close(call.events)
+		c.want(want[batchFrames])
+		if c.ended() != nil {
+			t.Errorf("got %v, want the stream to go on", c.ended())
+		}
+	})
+}
+
+// Newcomers do not put off the keep-alives of others.
+func TestKeepAlivesAmongNewcomers(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{KeepAlive: 8 * time.Second}
+		s := serve(t, b)
+		c := s.get("/", "")
+		c.want("")
+		c.take()
+		for range 40 {
+			time.Sleep(500 * time.Millisecond)
+			s.get("/", "")
+		}
+		c.want("")
+		if blocks, _ := c.take(); len(blocks) != 2 || !blocks[0].Comment {
+			t.Errorf("in 20 s: got %+v, want 2 keep-alives", blocks)
+		}
+	})
+}
+
+// A client that took long over an event is sent keep-alives after that as ever.
+func TestKeepAliveAfterASlowWrite(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{KeepAlive: time.Second}
+		c := serve(t, b).get("/", "")
+		c.want("")
+		c.stall(true)
+		b.Publish(Event{Data: "1"})
+		time.Sleep(5 * time.Second)
+		c.stall(false)
+		c.want("1")
+		c.take()
+		time.Sleep(time.Second)
+		c.want("")
+		if blocks, _ := c.take(); len(blocks) != 1 || !blocks[0].Comment {
+			t.Errorf("a second later: got %+v, want a keep-alive", blocks)
+		}
+	})
+}
+
+// WriteTimeout is exceeded by up to a quarter of the shorter of it and KeepAlive, and
+// never cut short, whenever between two sweeps the write began.
+func TestWriteTimeoutIsNotCutShort(t *testing.T) {
+	const timeout, keepAlive, tick = 1099 * time.Millisecond, time.Second, time.Millisecond
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		for after := time.Duration(0); after < keepAlive/8; after += 10 * time.Millisecond {
+			b := &Broker{WriteTimeout: timeout, KeepAlive: keepAlive}
+			c := serve(t, b).get("/", "")
+			c.want("")
+			time.Sleep(after)
+			c.stall(true)
+			began := time.Now()
+			b.Publish(Event{Data: "1"})
+			for b.Stats().Clients == 1 && time.Since(began) < 2*timeout {
+				time.Sleep(tick)
+				synctest.Wait()
+			}
+			if got := time.Since(began); got < timeout || got > timeout+keepAlive/4+tick {
+				t.Errorf("a write that begins %v after: cut off after %v, want %v and up to %v more", after, got, timeout, keepAlive/4)
+			}
+		}
+	})
+}
+
+// The last of a stream may not fit into the buffers of the client's system. It is told
+// all the same, and once.
+func TestEndThatDoesNotFitIsToldOnce(t *testing.T) {
+	b := &Broker{HistoryBytes: -1}
+	large := strings.Repeat("some data ", 2<<20)
+	b.Publish(Event{Data: large})
+	b.End()
+	c := dialDetached(t, b)
+	eventually(t, "the client is being written to", isStuckInAWrite)
+	got, err := io.ReadAll(c)
+	wireCheck(t, err)
+	if !strings.Contains(string(got), "data: "+large+"\n\n") {
+		t.Errorf("got %d bytes without the event as it was published", len(got))
+	}
+	if n := strings.Count(string(got), "event: end\n"); n != 1 {
+		t.Errorf("got the end %d times, want once", n)
+	}
+	if err := <-c.ended; !errors.Is(err, ErrEnded) {
+		t.Errorf("done: got %v, want ErrEnded", err)
+	}
+}
+
 // A detached client is taken for gone if its system has not answered for about
 // WriteTimeout, and not before.
 func TestDetachedClientWhoseSystemDoesNotAnswerIsCutOff(t *testing.T) {
@@ -8296,7 +8403,7 @@ type detachedTCP struct {
 	ended chan error
 }
 
-func detachTCP(t *testing.T, b *Broker) *detachedTCP {
+func dialDetached(t *testing.T, b *Broker) *detachedTCP {
 	c := &detachedTCP{ended: make(chan error, 1)}
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b.Detach(w, r, func(err error) { c.ended <- err })
@@ -8312,7 +8419,19 @@ func detachTCP(t *testing.T, b *Broker) *detachedTCP {
 		srv.Close()
 	})
 	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: test\r\n\r\n")
-	_, err = io.ReadFull(conn, make([]byte, 64))
+	return c
+}
+
+// isStuckInAWrite reports whether a client's goroutine waits for room in its socket.
+func isStuckInAWrite() bool {
+	stacks := allStacks()
+	return strings.Contains(stacks, "(*attempt).send") && strings.Contains(stacks, "waitWrite")
+}
+
+// detachTCP is dialDetached, and waits until the client has all there is for it.
+func detachTCP(t *testing.T, b *Broker) *detachedTCP {
+	c := dialDetached(t, b)
+	_, err := io.ReadFull(c, make([]byte, 64))
 	wireCheck(t, err)
 	eventually(t, "the client is idle", func() bool {
 		b.mu.Lock()
@@ -8371,10 +8490,7 @@ func TestDetachedClientThatMakesRoomHasAnswered(t *testing.T) {
 	b.mu.Unlock()
 	large := strings.Repeat("x", 16<<20)
 	b.Publish(Event{Data: large})
-	eventually(t, "the client is being written to", func() bool {
-		stacks := allStacks()
-		return strings.Contains(stacks, "(*attempt).send") && strings.Contains(stacks, "waitWrite")
-	})
+	eventually(t, "the client is being written to", isStuckInAWrite)
 	told.Store(2)
 	stream := NewDecoder(c)
 	stream.MaxEventBytes = -1
@@ -8397,11 +8513,11 @@ func TestEventAfterAKeepAliveDoesNotWait(t *testing.T) {
 		s := detachBroker(t, b)
 		c := s.get("/", "")
 		c.want("")
+		c.take()
 		for blocks, _ := c.take(); len(blocks) == 0; blocks, _ = c.take() {
 			time.Sleep(peerLeftTime)
 			synctest.Wait()
 		}
-		c.take()
 		for range 2 {
 			b.Publish(Event{Data: "1"})
 			synctest.Wait() // and no time passes
@@ -8749,10 +8865,11 @@ func TestDetachOverTCP(t *testing.T) {
 	for i := range events {
 		b.Publish(Event{Data: fmt.Sprint(i, strings.Repeat(" data", 10_000))})
 	}
+	rest := strings.Repeat(" data", 10_000)
 	for i, stream := range streams[:10] {
 		for j := range events {
 			e, err := stream.Decode()
-			if got, _, _ := strings.Cut(e.Data, " "); got != strconv.Itoa(j) || err != nil || len(e.Data) < 50_000 {
+			if got, ok := strings.CutSuffix(e.Data, rest); got != strconv.Itoa(j) || !ok || err != nil {
 				t.Fatalf("client %d: got event %.20q of %d bytes, %v, want event %d", i, e.Data, len(e.Data), err, j)
 			}
 		}
@@ -8928,7 +9045,7 @@ func TestGoexitCostsOneClient(t *testing.T) {
 
 // What is answered is the version of the server, not whatever the client asked for.
 func TestDetachAnswersInTheVersionThatNetHTTPDoes(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		for version, want := range map[string]string{"1.0": "HTTP/1.0 200 OK", "1.1": "HTTP/1.1 200 OK", "1.9": "HTTP/1.1 200 OK"} {
@@ -9234,7 +9351,7 @@ func TestSubscribeLoopMayUseTheBroker(t *testing.T) {
 
 func TestShutdownOfAThousandStreams(t *testing.T) {
 	before := runtime.NumGoroutine()
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{Retry: time.Second}
 		s := serve(t, b)
 		stop := make(chan struct{})
@@ -9289,7 +9406,7 @@ func TestShutdownOfAThousandStreams(t *testing.T) {
 
 // What Shutdown says last does not make a client forget what it got just before.
 func TestShutdownLeavesTheLastEventID(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		c := s.get("/", "")
@@ -9305,7 +9422,7 @@ func TestShutdownLeavesTheLastEventID(t *testing.T) {
 }
 
 func TestShutdownCutsOffThoseWhoDoNotRead(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		reader := s.get("/", "")
@@ -9346,7 +9463,7 @@ func TestShutdownCutsOffThoseWhoDoNotRead(t *testing.T) {
 
 // The reason is that of the client, if it does not take the last events it is owed.
 func TestShutdownDoesNotHideThatAClientIsTooSlow(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		c := s.get("/", "")
@@ -9372,7 +9489,7 @@ func TestShutdownDoesNotHideThatAClientIsTooSlow(t *testing.T) {
 
 // Shutdown may give up while a client is about to become one that it can cut off.
 func TestShutdownCutsOffThoseWhoComeLate(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		log := &gatedLog{}
 		log.gate.init()
 		b := &Broker{Logger: slog.New(log)}
@@ -9431,7 +9548,7 @@ func TestShutdownEndsCatchUpThatBeginsLate(t *testing.T) {
 }
 
 func TestShutdownEndsCatchUp(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		log := &brokerLog{}
 		b := &Broker{Logger: slog.New(log)}
 		calls := controlCatchUp(b)
@@ -9462,7 +9579,7 @@ func TestShutdownEndsCatchUp(t *testing.T) {
 
 // A client that CatchUp is giving its events when Shutdown is called gets all.
 func TestShutdownWaitsForCatchUp(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		calls := controlCatchUp(b)
 		s := serve(t, b)
@@ -9507,7 +9624,7 @@ func TestShutdownWaitsForDone(t *testing.T) {
 }
 
 func TestShutdownTurnsNewClientsAway(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		log := &brokerLog{}
 		b := &Broker{Retry: time.Minute, Logger: slog.New(log)}
 		s := serve(t, b)
@@ -9582,7 +9699,7 @@ func TestShutdownTwiceAndOfAZeroBroker(t *testing.T) {
 
 // Disconnect ends the streams of all that have one of the topics, and of nobody else.
 func TestDisconnect(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{Retry: time.Second}
 		s := serve(t, b)
 		var gone []*pipeClient
@@ -9652,7 +9769,7 @@ func TestDisconnectOfTheDefaultTopic(t *testing.T) {
 // What a client was still owed does not reach it: at most the write under way does.
 func TestDisconnectOfAClientThatStalls(t *testing.T) {
 	for _, leaves := range []bool{false, true} {
-		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 			b := &Broker{}
 			s := serve(t, b)
 			c := s.get("/", "")
@@ -9705,7 +9822,7 @@ func TestDisconnectOfAClientThatStalls(t *testing.T) {
 // A client that reads on after its WriteTimeout has been disconnected all the same, and one
 // that does not is not waited for.
 func TestDisconnectOfAClientThatDoesNotRead(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{WriteTimeout: 10 * time.Second, Logger: slog.New(slog.DiscardHandler)}
 		s := serve(t, b)
 		c := s.get("/", "")
@@ -9723,7 +9840,7 @@ func TestDisconnectOfAClientThatDoesNotRead(t *testing.T) {
 
 // CatchUp that runs for the client is canceled, which is no reason for a warning.
 func TestDisconnectDuringCatchUp(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		log := &brokerLog{}
 		b := &Broker{Logger: slog.New(log)}
 		stubborn := make(chan struct{})
@@ -9767,7 +9884,7 @@ func TestDisconnectDuringCatchUp(t *testing.T) {
 }
 
 func TestClients(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		want := func(counts map[string]int) {
@@ -10106,7 +10223,7 @@ func (l *brokerLog) count(level slog.Level) (n int) {
 }
 
 func TestLogTellsOfClientsAtDebug(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		log := &brokerLog{}
 		b := &Broker{Logger: slog.New(log)}
 		s := serve(t, b)
@@ -13430,9 +13547,12 @@ func serveBroker(t *testing.T, b *Broker) *pipeServer {
 // peerLeftTime is more than Detach takes to find out whether a client has left.
 const peerLeftTime = 2 * time.Millisecond
 
+// A serveFunc serves the topics named in the query, by Serve or by Detach.
+type serveFunc func(*testing.T, *Broker) *pipeServer
+
 // serveAndDetach runs a test in a bubble with each way to serve the topics named
 // in the query.
-func serveAndDetach(t *testing.T, test func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer)) {
+func serveAndDetach(t *testing.T, test func(t *testing.T, serve serveFunc)) {
 	t.Run("Serve", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) { test(t, serveBroker) })
 	})
