@@ -4743,7 +4743,7 @@ func TestCatchUpThatYieldsNothingForAnEvictedEventIsAskedOnce(t *testing.T) {
 
 // Without a history every connection begins with what CatchUp yields, then live.
 func TestCatchUpWithoutAHistoryBeginsEveryConnection(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{History: -1}
 		asked := yieldAll(b, Event{Data: "state"})
 		s := serve(t, b)
@@ -5256,7 +5256,7 @@ func TestCatchUpIsAskedAgainForKeptValues(t *testing.T) {
 // replaced, and not before.
 func TestSlowClientsOfLargeValues(t *testing.T) {
 	const clients, size, bytes = 6, 512 << 10, 1 << 20
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{HistoryBytes: bytes, Logger: slog.New(slog.DiscardHandler)}
 		s := serve(t, b)
 		large := Event{Data: strings.Repeat("x", size)}
@@ -7037,7 +7037,7 @@ func TestMaxAge(t *testing.T) {
 // A client comes back with its ID and misses nothing.
 // WriteTimeout ends a write that is under way as the stream becomes too old.
 func TestMaxAgeOfAClientThatDoesNotRead(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{MaxAge: time.Minute}
 		s := serve(t, b)
 		c := s.get("/", "")
@@ -11914,13 +11914,14 @@ func checkInvariants(t *testing.T, b *Broker) {
 	// The log.
 	must(l.tail <= l.head+1, "tail ≤ head+1, got %d and %d", l.tail, l.head)
 	refs := map[*topic]int{}
-	size, own := 0, 0
+	size, own, ends := 0, 0, 0
 	last := l.before
 	for seq := l.tail; seq <= l.head; seq++ {
 		f := l.at(seq)
 		size += f.size
 		switch {
 		case f.isEnd:
+			ends++
 			must(f.id == last || l.history < 0 || last == "", "the end %d to have the ID before it, %q, got %q", seq, last, f.id)
 		case l.history >= 0 && !l.assigns(f.id):
 			own++
@@ -11935,8 +11936,10 @@ func checkInvariants(t *testing.T, b *Broker) {
 	}
 	equal("size of the log", l.size, size)
 	equal("IDs of events in the log", len(l.ids), own)
-	must(l.len() <= max(l.history, minQueue), "at most %d events in the log, got %d", max(l.history, minQueue), l.len())
-	must(l.bytes < 0 || l.size <= l.bytes || l.len() == 1, "at most %d bytes in the log, got %d", l.bytes, l.size)
+	equal("ends in the log", l.ends, ends)
+	most, events := max(l.history, minQueue), l.len()-ends
+	must(events <= most && ends <= most, "at most %d events and %d ends in the log, got %d and %d", most, most, events, ends)
+	must(l.bytes < 0 || l.size <= l.bytes || events <= 1, "at most %d bytes in the log, got %d", l.bytes, l.size)
 	must(l.tail <= b.announced && b.announced <= l.head+1, "tail %d ≤ announced %d ≤ head+1 %d", l.tail, b.announced, l.head+1)
 	must(b.announcing || b.announced == l.head+1, "all announced up to %d or somebody about to, got %d", l.head+1, b.announced)
 	equal("signals that were not given", len(b.woken), 0)
@@ -11977,6 +11980,7 @@ func checkInvariants(t *testing.T, b *Broker) {
 				aware[tp]++
 			}
 		}
+		must((s.end != nil) == s.over.Load(), "over to be set with end, %v", s.end)
 		must(s.cursor <= l.head+1, "a cursor up to %d, got %d", l.head+1, s.cursor)
 		if !s.waiting {
 			continue
@@ -11991,7 +11995,7 @@ func checkInvariants(t *testing.T, b *Broker) {
 	pinned, pinnedN := 0, 0
 	for f, n := range held {
 		equal("clients that hold a frame", int(f.holders), n)
-		if f.seq < l.tail {
+		if b.isPinnable(f) {
 			pinned, pinnedN = pinned+f.size, pinnedN+1
 		}
 	}
@@ -13548,7 +13552,7 @@ func serveBroker(t *testing.T, b *Broker) *pipeServer {
 const peerLeftTime = 2 * time.Millisecond
 
 // A serveFunc serves the topics named in the query, by Serve or by Detach.
-type serveFunc func(*testing.T, *Broker) *pipeServer
+type serveFunc = func(*testing.T, *Broker) *pipeServer
 
 // serveAndDetach runs a test in a bubble with each way to serve the topics named
 // in the query.
