@@ -8333,6 +8333,340 @@ func TestEndThatDoesNotFitIsToldOnce(t *testing.T) {
 	}
 }
 
+// Ends of topics that have ended already take no room in the history.
+func TestEndOfATopicThatHasEndedIsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{History: 1}
+		start := b.LastEventID()
+		publishNumbers(b, 1)
+		for range 2 * minQueue {
+			if err := b.End("a"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		followBroker(t, b, start).want("0")
+	})
+}
+
+// The end of one of a client's topics is nothing that the client is sent.
+func TestEndOfOneTopicSendsNothing(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{KeepAlive: -1}
+		c := serve(t, b).get("/?topic=a&topic=b", "")
+		c.want("")
+		c.take()
+		b.End("a")
+		c.want("")
+		if blocks, err := c.take(); len(blocks) > 0 || len(c.rest) > 0 || err != nil {
+			t.Errorf("got %+v, then %q, error %v, want nothing", blocks, c.rest, err)
+		}
+	})
+}
+
+// The name of a topic that has ended is that of a new one for those who came after the
+// end too, as soon as the end has left the history and those from before have left.
+func TestNameOfAnEndedTopicBecomesFreeForThoseWhoCameAfterTheEnd(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		before bool // somebody was there before the end
+	}{{"nobody was there before", false}, {"one was there before", true}} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := &Broker{History: 1}
+				fill := func() {
+					for range 1000 {
+						b.Publish(Event{Data: "x"}, "other")
+					}
+					synctest.Wait()
+				}
+				var early *brokerLoop
+				if test.before {
+					early = followBroker(t, b, "", "job", "open")
+				}
+				b.End("job")
+				late := followBroker(t, b, "", "job", "open")
+				leave := func() {
+					if early != nil {
+						early.close()
+						synctest.Wait()
+						early = nil
+					}
+				}
+				refused := func(when string) {
+					t.Helper()
+					if _, err := b.Publish(Event{Data: "no"}, "job"); !errors.Is(err, ErrEnded) {
+						t.Errorf("%s: got %v, want ErrEnded", when, err)
+					}
+				}
+				refused("at once")
+				if test.before {
+					second := followBroker(t, b, "", "job", "open")
+					leave() // the end is the oldest in the history, but in it
+					refused("after one has left")
+					second.close()
+					synctest.Wait()
+				}
+				fill()
+				if _, err := b.Publish(Event{Data: "yes"}, "job"); err != nil {
+					t.Errorf("after the end has left the history: got %v, want a new topic", err)
+				}
+				late.want("yes")
+
+				// The other way around: the end leaves first.
+				if !test.before {
+					return
+				}
+				early = followBroker(t, b, "", "second job", "open")
+				b.End("second job")
+				late = followBroker(t, b, "", "second job", "open")
+				fill()
+				refused2, err := b.Publish(Event{Data: "no"}, "second job")
+				if !errors.Is(err, ErrEnded) {
+					t.Errorf("while one is there: got %q and %v, want ErrEnded", refused2, err)
+				}
+				leave()
+				if _, err := b.Publish(Event{Data: "yes"}, "second job"); err != nil {
+					t.Errorf("after it has left: got %v, want a new topic", err)
+				}
+				late.want("yes")
+				checkInvariants(t, b)
+			})
+		})
+	}
+}
+
+// A newcomer has as much time until its first keep-alive as others, however long the
+// Broker has been running.
+func TestFirstKeepAliveOfALateClient(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{}
+		s := serve(t, b)
+		s.get("/", "")
+		time.Sleep(time.Hour)
+		c := s.get("/", "")
+		c.want("")
+		c.take()
+		time.Sleep(13 * time.Second)
+		c.want("")
+		if blocks, _ := c.take(); len(blocks) > 0 {
+			t.Errorf("13 s after it came: got %+v, want nothing yet", blocks)
+		}
+	})
+}
+
+// A large event that was being sent as the handler panicked is held by nobody.
+func TestPanicWithinALargeEventHoldsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const large = 100 << 10
+		b := &Broker{HistoryBytes: large}
+		panicked := make(chan any)
+		r := httptest.NewRequestWithContext(t.Context(), "GET", "/", nil)
+		go func() {
+			defer func() { panicked <- recover() }()
+			b.Serve(panickyWriter{httptest.NewRecorder()}, r)
+		}()
+		synctest.Wait()
+		b.Publish(Event{Data: strings.Repeat("x", large)})
+		if got := <-panicked; got != "Write" {
+			t.Errorf("Serve: got %v, want the panic of Write", got)
+		}
+		b.Publish(Event{Data: strings.Repeat("x", large)}) // which evicts it
+		checkInvariants(t, b)
+	})
+}
+
+// A panickyWriter panics if it is written much.
+type panickyWriter struct{ *httptest.ResponseRecorder }
+
+func (w panickyWriter) Write(p []byte) (int, error) {
+	if len(p) > 1000 {
+		panic("Write")
+	}
+	return w.ResponseRecorder.Write(p)
+}
+
+// No more of those who hold what left the history are cut off than must be, and the
+// last one of them is not, however much it holds.
+func TestSlowClientsThatAreNotCutOff(t *testing.T) {
+	const large = 512 << 10
+	size := func() int {
+		b := &Broker{}
+		b.Publish(Event{ID: "0", Data: strings.Repeat("x", large)})
+		return b.log.size
+	}()
+	for _, test := range []struct {
+		name         string
+		historyBytes int
+		left         int // of 5 that hold one event each
+	}{
+		{"each", 5 * size, 5},
+		{"but one", 5*size - 1, 4},
+		{"the last one", size / 2, 1},
+		{"without a limit", -1, 5},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+				b := &Broker{HistoryBytes: test.historyBytes}
+				s := serve(t, b)
+				var clients []*pipeClient
+				for i := range 5 {
+					c := s.get("/", "")
+					c.want("")
+					c.stall(true)
+					clients = append(clients, c)
+					b.Publish(Event{ID: strconv.Itoa(i), Data: strings.Repeat("x", large)})
+					synctest.Wait()
+				}
+				for i := range 5 { // which evict those
+					b.Publish(Event{ID: strconv.Itoa(5 + i), Data: strings.Repeat("x", large)}, "other")
+					synctest.Wait()
+					checkInvariants(t, b)
+				}
+				time.Sleep(peerLeftTime)
+				if got := b.Stats().Clients; got != test.left {
+					t.Errorf("clients: got %d, want %d", got, test.left)
+				}
+				for i, c := range clients {
+					c.stall(false)
+					if got := c.events(); i >= 5-test.left && (len(got) == 0 || len(got[0].Data) != large) {
+						t.Errorf("client %d did not get the event that it was being sent", i)
+					}
+				}
+				checkInvariants(t, b) // all is given back
+			})
+		})
+	}
+}
+
+// A loop over Subscribe that is slow is not cut off, whatever it holds.
+func TestSlowLoopsMayHoldLargeEvents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const large = 512 << 10
+		b := &Broker{HistoryBytes: large}
+		var loops []*brokerLoop
+		for range 4 {
+			l := followBroker(t, b, "")
+			l.stall(true)
+			loops = append(loops, l)
+			b.Publish(Event{Data: strings.Repeat("x", large)})
+			synctest.Wait()
+		}
+		b.Publish(Event{Data: strings.Repeat("x", large)}, "other")
+		for i, l := range loops {
+			l.stall(false)
+			if got := l.events(); len(got) == 0 || len(got[0].Data) != large || l.ended() != nil {
+				t.Errorf("loop %d: got %d events, ended with %v, want the large one", i, len(got), l.ended())
+			}
+		}
+	})
+}
+
+// Members may leave, and others announce, wherever a walk gives mu up. A mutex that was
+// waited for longer than a millisecond is handed from one to the next in their order,
+// so that here they do so at the first pause.
+func TestMembersLeaveWhileTheyAreWoken(t *testing.T) {
+	const members = 4 * signalsAtOnce
+	for _, test := range []struct {
+		name string
+		walk func(b *Broker)
+	}{
+		{"announce", (*Broker).announce},
+		{"Disconnect", func(b *Broker) { b.Disconnect() }},
+		{"Shutdown", func(b *Broker) {
+			ctx, cancel := context.WithCancel(context.Background())
+			cancel()
+			b.Shutdown(ctx)
+		}},
+	} {
+		for _, reset := range []bool{false, true} {
+			t.Run(fmt.Sprint(test.name, " reset=", reset), func(t *testing.T) {
+				b := &Broker{}
+				var subs []*subscriber
+				for range members {
+					s := joinSubscriber(t, b, "")
+					for then := again; then != wait; {
+						_, then = s.next(nil)
+					}
+					subs = append(subs, s)
+				}
+				b.mu.Lock()
+				b.announcing = true // by the walk below
+				b.unlock()
+				b.Publish(Event{Data: "1"})
+
+				b.mu.Lock()
+				var all sync.WaitGroup
+				all.Go(func() { test.walk(b) })
+				time.Sleep(3 * time.Millisecond) // it is the first to wait; the mutex knows no fake time
+				left := map[*subscriber]bool{}
+				for i, s := range subs {
+					if i%4 != 1 && i < members*7/8 || i > members-signalsAtOnce/2 {
+						left[s] = true
+						all.Go(func() { b.leave(s, nil) })
+					}
+				}
+				if reset {
+					all.Go(func() { b.Reset("") })
+				}
+				time.Sleep(3 * time.Millisecond)
+				b.unlock()
+				all.Wait()
+				if test.name != "announce" {
+					b.announce()
+				}
+				for i, s := range subs {
+					if !left[s] && len(s.signal) == 0 {
+						t.Errorf("subscriber %d was not woken", i)
+					}
+				}
+				checkInvariants(t, b)
+			})
+		}
+	}
+}
+
+// One connection that always has more does not keep a worker from the others. With a
+// queue that has a single worker what the others get shows whose turn it was.
+func TestConnectionsTakeTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newConnQueue()
+		q.most = 1
+		turns, pushed, had := 0, make(chan struct{}), false
+		q.push(turnConn(t, func() step {
+			<-pushed
+			if turns++; had || turns > 10*batchesAtOnce {
+				return wait
+			}
+			return again
+		}))
+		q.push(turnConn(t, func() step { had = true; return wait }))
+		close(pushed)
+		synctest.Wait()
+		if turns > batchesAtOnce+1 || !had {
+			t.Errorf("the other one had its turn: got %v after %d batches, want true after %d", had, turns-1, batchesAtOnce)
+		}
+	})
+}
+
+// A turnSource is a source that always has a comment.
+type turnSource func() step
+
+func turnConn(t *testing.T, next func() step) *conn {
+	client, server := net.Pipe()
+	go io.Copy(io.Discard, client)
+	t.Cleanup(func() { client.Close() })
+	return &conn{conn: server, source: turnSource(next), timeout: -1}
+}
+
+func (s turnSource) next(batch []*frame) ([]*frame, step) {
+	return append(batch[:0], &frame{mark: true, body: keepAliveFrame}), s()
+}
+
+func (s turnSource) deliver(context.Context, []*frame, step, func([]*frame) error) error { return nil }
+func (s turnSource) writing(bool)                                                        {}
+func (s turnSource) guard(f func())                                                      { f() }
+func (s turnSource) finished(error)                                                      {}
+
 // A detached client is taken for gone if its system has not answered for about
 // WriteTimeout, and not before.
 func TestDetachedClientWhoseSystemDoesNotAnswerIsCutOff(t *testing.T) {
