@@ -69,7 +69,7 @@ type Broker struct {
 	KeepAlive time.Duration
 
 	// WriteTimeout is the time allowed for each write to a client, of up to
-	// 64 KiB. A client that exceeds it, by up to an eighth of the shorter of
+	// 64 KiB. A client that exceeds it, by up to a quarter of the shorter of
 	// KeepAlive and WriteTimeout, is disconnected. If 0, it is 10 seconds; if
 	// negative, there is no limit.
 	WriteTimeout time.Duration

@@ -26,6 +26,7 @@ import (
 	"net/textproto"
 	"net/url"
 	"os"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"runtime"
@@ -3164,7 +3165,7 @@ func TestPublishAfterShutdown(t *testing.T) {
 }
 
 func TestPublishWaitsForNobody(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{WriteTimeout: -1}
 		s := serve(t, b)
 		for range 20 {
@@ -3186,7 +3187,7 @@ func TestPublishWaitsForNobody(t *testing.T) {
 }
 
 func TestEventInSeveralTopicsArrivesOnce(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		start := b.LastEventID()
@@ -3627,7 +3628,7 @@ func TestResumingGivesExactlyWhatWasMissed(t *testing.T) {
 
 func TestGapIsTold(t *testing.T) {
 	for _, id := range []string{"nobody", "aaaaaaaa-1", "é ü", "%0a"} {
-		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 			b := &Broker{}
 			s := serve(t, b)
 			start := b.LastEventID()
@@ -3714,7 +3715,7 @@ func TestIDsFromBeforeARestartAreForeign(t *testing.T) {
 }
 
 func TestWithoutAHistoryOneStartsAnew(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{History: -1}
 		s := serve(t, b)
 		b.Publish(Event{ID: "1", Data: "1"})
@@ -3734,7 +3735,7 @@ func TestRingIsAQueue(t *testing.T) {
 	for _, history := range []int{-1, 1, 10} {
 		for _, n := range []int{200, 256, 257, 260, 600} {
 			t.Run(fmt.Sprintf("History=%d,%d events", history, n), func(t *testing.T) {
-				serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+				serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 					b := &Broker{History: history}
 					s := serve(t, b)
 					c, loop := s.get("/", ""), followBroker(t, b, "")
@@ -3881,7 +3882,7 @@ func TestHistoryAgeSparesThoseWhoAreConnected(t *testing.T) {
 }
 
 func TestNegativeLimitsAreNone(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{HistoryAge: -1, HistoryBytes: -1, MaxClients: -1}
 		s := serve(t, b)
 		start := b.LastEventID()
@@ -3894,7 +3895,7 @@ func TestNegativeLimitsAreNone(t *testing.T) {
 func TestClientThatWasCutOffBeforeItsFirstEventMissesNothing(t *testing.T) {
 	for _, explicit := range []string{"", "id"} {
 		for _, earlier := range []int{0, 1, 300} {
-			serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+			serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 				b := &Broker{History: 20}
 				s := serve(t, b)
 				publish := func(data string) {
@@ -3923,7 +3924,7 @@ func TestClientThatWasCutOffBeforeItsFirstEventMissesNothing(t *testing.T) {
 }
 
 func TestLastEventIDIsWhereAPageBegins(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		for i := range 3 {
@@ -3938,7 +3939,7 @@ func TestLastEventIDIsWhereAPageBegins(t *testing.T) {
 func TestEarliest(t *testing.T) {
 	for _, history := range []int{0, 2} {
 		want := map[int]string{0: "1 2 3 4", 2: "3 4"}[history]
-		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 			b := &Broker{History: history}
 			asked := yieldAll(b, Event{Data: "caught up"})
 			s := serve(t, b)
@@ -3981,7 +3982,7 @@ func TestEarliestLeavesOutWhatHasExpired(t *testing.T) {
 // for long is told so.
 func TestEarliestIsResolvedAsTheClientJoins(t *testing.T) {
 	for _, events := range []int{0, 5} { // in the history, of another topic
-		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 			b := &Broker{History: 10}
 			s := serve(t, b)
 			for range events {
@@ -4007,7 +4008,7 @@ func TestEarliestIsResolvedAsTheClientJoins(t *testing.T) {
 }
 
 func TestEarliestWithoutAHistoryIsANewcomer(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{History: -1}
 		s := serve(t, b)
 		b.Publish(Event{Data: "1"})
@@ -4276,7 +4277,7 @@ func yieldAll(b *Broker, events ...Event) (ids *[]string) {
 }
 
 func TestCatchUpIsAskedForWhatTheHistoryLacks(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{History: 2}
 		calls := controlCatchUp(b)
 		s := serve(t, b)
@@ -4331,7 +4332,7 @@ func TestCatchUpMissesNothingPublishedMeanwhile(t *testing.T) {
 		{"an ID from meanwhile", []Event{{ID: "4", Data: "4"}, {ID: "5", Data: "5"}}, "4 5 6"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+			serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 				b := &Broker{}
 				calls := controlCatchUp(b)
 				s := serve(t, b)
@@ -4378,7 +4379,7 @@ func TestCatchUpThatYieldsNothingLetsTheClientGoOnAfterItsOwnEvent(t *testing.T)
 // A client that is cut off between CatchUp's events and the first of its own
 // has got all that CatchUp gave it.
 func TestClientCutOffAfterCatchUpGoesOn(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		asked := yieldAll(b, Event{Type: "snapshot", Data: "s"})
 		s := serve(t, b)
@@ -4396,7 +4397,7 @@ func TestClientCutOffAfterCatchUpGoesOn(t *testing.T) {
 
 // The same is true if as much was published meanwhile as the history holds.
 func TestClientCutOffAfterALongCatchUpGoesOn(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{History: 256}
 		calls := controlCatchUp(b)
 		s := serve(t, b)
@@ -4420,7 +4421,7 @@ func TestClientCutOffAfterALongCatchUpGoesOn(t *testing.T) {
 }
 
 func TestCatchUpOfManyEvents(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		var events []Event
 		var want []string
@@ -4528,7 +4529,7 @@ func TestClientThatLeavesDuringCatchUp(t *testing.T) {
 func TestCatchUpThatTheRingOvertakesIsAskedAgain(t *testing.T) {
 	for _, explicit := range []bool{false, true} {
 		t.Run(fmt.Sprint("explicit=", explicit), func(t *testing.T) {
-			serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+			serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 				b := &Broker{History: 10}
 				calls := controlCatchUp(b)
 				s := serve(t, b)
@@ -4742,7 +4743,7 @@ func TestCatchUpThatYieldsNothingForAnEvictedEventIsAskedOnce(t *testing.T) {
 
 // Without a history every connection begins with what CatchUp yields, then live.
 func TestCatchUpWithoutAHistoryBeginsEveryConnection(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{History: -1}
 		asked := yieldAll(b, Event{Data: "state"})
 		s := serve(t, b)
@@ -4846,7 +4847,7 @@ func set(t *testing.T, b *Broker, topic string, values ...string) {
 // A newcomer gets the newest value of each key, in the order and with the IDs that they
 // were published with, and then what is published from then on.
 func TestNewcomerGetsTheNewestOfEachKey(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{History: 1}
 		s := serve(t, b)
 		set(t, b, "t", "a=1", "b=1", "c=1", "a=2")
@@ -4905,7 +4906,7 @@ func TestValuesKeepTheirOrder(t *testing.T) {
 
 // A newcomer that is cut off in the midst of the state misses nothing when it comes back.
 func TestNewcomerThatIsCutOffWithinTheState(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{History: 1}
 		s := serve(t, b)
 		for i := range 10 {
@@ -4958,7 +4959,7 @@ func TestNewcomerThatIsCutOffWithinTheState(t *testing.T) {
 // A client that is behind gets each key's newest once, at the newest's place, and all
 // other events.
 func TestClientThatIsBehindIsSparedReplacedValues(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		publishIDs(t, b, "begin")
@@ -4985,7 +4986,7 @@ func TestClientThatIsBehindIsSparedReplacedValues(t *testing.T) {
 // A client whose place is not known is told of the gap, and then gets the state and the
 // rest of the history, in order.
 func TestStateAfterAGap(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{History: 4}
 		s := serve(t, b)
 		set(t, b, "", "a=1", "b=1")
@@ -5296,7 +5297,7 @@ func TestCatchUpIsAskedAgainForKeptValues(t *testing.T) {
 // replaced, and not before.
 func TestSlowClientsOfLargeValues(t *testing.T) {
 	const clients, size, bytes = 6, 512 << 10, 1 << 20
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{HistoryBytes: bytes, Logger: slog.New(slog.DiscardHandler)}
 		s := serve(t, b)
 		large := Event{Data: strings.Repeat("x", size)}
@@ -5454,7 +5455,7 @@ func BenchmarkSet(b *testing.B) {
 // broker.go: Reset.
 
 func TestResetTellsEveryClientOfAGap(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		b.Publish(Event{ID: "1", Data: "1"})
@@ -5697,7 +5698,7 @@ func TestResetThatIsRefusedDoesNothing(t *testing.T) {
 
 // What a client is owed comes before the end, and the end is the last.
 func TestEndComesAfterWhatIsOwed(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		idle := s.get("/?topic=job", "")
@@ -5755,7 +5756,7 @@ func TestEndComesAfterWhatIsOwed(t *testing.T) {
 
 // A client goes on with those of its topics that have not ended.
 func TestEndOfOneTopicOfSeveral(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		c := s.get("/?topic=job&topic=news", "")
@@ -5786,7 +5787,7 @@ func TestEndOfOneTopicOfSeveral(t *testing.T) {
 // A client that comes to topics which have all ended gets what the history holds of them,
 // or what it missed, and then the end.
 func TestClientThatComesAfterTheEnd(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		for _, id := range []string{"1", "2", "3"} {
@@ -5822,7 +5823,7 @@ func TestClientThatComesAfterTheEnd(t *testing.T) {
 
 // CatchUp is asked first, and may itself know that the stream is over.
 func TestEndComesAfterCatchUp(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		asked := yieldAll(b, Event{ID: "old", Data: "caught up"})
 		s := serve(t, b)
@@ -5842,7 +5843,7 @@ func TestEndComesAfterCatchUp(t *testing.T) {
 			t.Errorf("CatchUp was asked for %q, want it asked twice", *asked)
 		}
 	})
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		log := &brokerLog{}
 		b := &Broker{Logger: slog.New(log)}
 		b.CatchUp = func(context.Context, Missed) iter.Seq2[Event, error] {
@@ -6103,7 +6104,7 @@ func TestNameOfAnEndedTopicBecomesFree(t *testing.T) {
 func TestEndThatLeavesTheHistoryIsToldAllTheSame(t *testing.T) {
 	for _, missed := range []int{0, 1, 300} { // events of the client's topic
 		t.Run(fmt.Sprint(missed), func(t *testing.T) {
-			serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+			serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 				b := &Broker{History: 1}
 				s := serve(t, b)
 				c := s.get("/?topic=job", "")
@@ -6166,7 +6167,7 @@ func TestReservedIDsAreRefused(t *testing.T) {
 func TestResetTogetherWithAKeepAlive(t *testing.T) {
 	t.Run("a client that is being written to", func(t *testing.T) {
 		for _, catchUp := range []bool{true, false} {
-			serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+			serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 				b := &Broker{KeepAlive: 50 * time.Millisecond}
 				var asked *[]string
 				if catchUp {
@@ -6199,7 +6200,7 @@ func TestResetTogetherWithAKeepAlive(t *testing.T) {
 		}
 	})
 	t.Run("idle clients", func(t *testing.T) {
-		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 			const clients = 200
 			b := &Broker{KeepAlive: time.Second}
 			s := serve(t, b)
@@ -6235,7 +6236,7 @@ func TestResetTogetherWithAKeepAlive(t *testing.T) {
 // broker.go: serving clients.
 
 func TestServeAnswersHEADAndKeepsNothing(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{MaxClients: 1}
 		s := serve(t, b)
 		for range 3 {
@@ -6273,7 +6274,7 @@ func TestServeHTTPTakesOnlyGETAndHEAD(t *testing.T) {
 }
 
 func TestMaxClients(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		log := &brokerLog{}
 		b := &Broker{MaxClients: 2, Retry: time.Second, Logger: slog.New(log)}
 		s := serve(t, b)
@@ -6318,7 +6319,7 @@ func TestMaxClients(t *testing.T) {
 
 // A client that is turned away has no more time than any other.
 func TestClientThatIsTurnedAwayAndDoesNotRead(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{MaxClients: 1, WriteTimeout: time.Second, Logger: slog.New(slog.DiscardHandler)}
 		s := serve(t, b)
 		s.get("/", "").want("")
@@ -6351,7 +6352,7 @@ func TestRetryIsToldToEachClient(t *testing.T) {
 		1500 * time.Microsecond: {"1", time.Millisecond},
 		time.Minute:             {"60000", time.Minute},
 	} {
-		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 			b := &Broker{Retry: retry, MaxClients: 1, Logger: slog.New(slog.DiscardHandler)}
 			s := serve(t, b)
 			c := s.get("/", "")
@@ -6377,7 +6378,7 @@ func TestRetryIsToldToEachClient(t *testing.T) {
 }
 
 func TestLastEventIDHeaderWinsOverTheQuery(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		for _, id := range []string{"1", "2", "3"} {
@@ -6440,7 +6441,7 @@ func TestHostileLastEventIDs(t *testing.T) {
 // A stream is no script, whatever the query makes it say.
 func TestQueryIsNotRepeated(t *testing.T) {
 	const script = "alert(1)//"
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		for name, b := range map[string]*Broker{
 			"gap":      {},
 			"no retry": {Retry: -1},
@@ -6485,7 +6486,7 @@ func TestQueryIsNotRepeated(t *testing.T) {
 
 // Once the history has it, it is an ID like any other.
 func TestIDOfTheQueryThatIsPublished(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		c := serve(t, b).get("/?lastEventId=later", "")
 		c.want("gap:")
@@ -6499,7 +6500,7 @@ func TestIDOfTheQueryThatIsPublished(t *testing.T) {
 // What is no event is followed by no blank line, at which lenient clients would
 // dispatch a message. But an ID is.
 func TestBlankLinesEndEventsAlone(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		for _, test := range []struct {
 			broker *Broker
 			want   string
@@ -6538,7 +6539,7 @@ func TestBlankLinesEndEventsAlone(t *testing.T) {
 // Half a character ends no stream: all that is published arrives, as a browser would
 // show it, by every way.
 func TestDataThatIsNotUTF8(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		c, loop := s.get("/", ""), followBroker(t, b, "")
@@ -6553,7 +6554,7 @@ func TestDataThatIsNotUTF8(t *testing.T) {
 }
 
 func TestClientThatLeavesBeforeItIsAnsweredIsNoWarning(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		log := &brokerLog{}
 		b := &Broker{Logger: slog.New(log)}
 		s := serve(t, b)
@@ -6775,7 +6776,7 @@ func TestBodyThatIsNone(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+			serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 				b := &Broker{}
 				s := serve(t, b)
 				synctest.Wait() // for s.srv.Serve
@@ -6803,7 +6804,7 @@ func allStacks() string {
 
 // Varnish holds back the beginning of a stream that is not in chunks.
 func TestVarnishGetsChunks(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		varnish, other := s.get("/", "X-Varnish: 123\r\n"), s.get("/", "")
@@ -7001,7 +7002,7 @@ func TestKeepAlives(t *testing.T) {
 
 // Each client has its own time, and is told no ID that it need not know.
 func TestKeepAlivesGoToThoseWhoGotNothing(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		for range 300 {
@@ -7042,7 +7043,7 @@ func TestKeepAlivesGoToThoseWhoGotNothing(t *testing.T) {
 }
 
 func TestNoKeepAlives(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{KeepAlive: -1}
 		s := serve(t, b)
 		c := s.get("/", "")
@@ -7059,7 +7060,7 @@ func TestNoKeepAlives(t *testing.T) {
 // when to come back.
 func TestMaxAge(t *testing.T) {
 	for _, off := range []bool{false, true} { // with neither keep-alives nor timeouts
-		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 			const age = 10 * time.Minute
 			b := &Broker{MaxAge: age, Retry: time.Second}
 			slack := 5 * time.Second
@@ -7111,7 +7112,7 @@ func TestMaxAge(t *testing.T) {
 // A client comes back with its ID and misses nothing.
 // WriteTimeout ends a write that is under way as the stream becomes too old.
 func TestMaxAgeOfAClientThatDoesNotRead(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{MaxAge: time.Minute}
 		s := serve(t, b)
 		c := s.get("/", "")
@@ -7130,7 +7131,7 @@ func TestMaxAgeOfAClientThatDoesNotRead(t *testing.T) {
 }
 
 func TestMaxAgeLosesNothing(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{MaxAge: time.Minute}
 		s := serve(t, b)
 		c := s.get("/", "")
@@ -7167,7 +7168,7 @@ func TestNoMaxAge(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds")
 	}
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		c := serve(t, b).get("/", "")
 		time.Sleep(7 * 24 * time.Hour)
@@ -7178,7 +7179,7 @@ func TestNoMaxAge(t *testing.T) {
 
 // It is not looked at within CatchUp.
 func TestMaxAgeWithinCatchUp(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{MaxAge: time.Minute, WriteTimeout: -1}
 		calls := controlCatchUp(b)
 		s := serve(t, b)
@@ -7203,7 +7204,7 @@ func TestMaxAgeWithinCatchUp(t *testing.T) {
 // reconnection time, so that those who leave together do not return together.
 func TestStreamsThatTheServerEndsAreSpread(t *testing.T) {
 	t.Run("CatchUp fails", func(t *testing.T) {
-		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 			b := &Broker{Retry: time.Second, Logger: slog.New(slog.DiscardHandler)}
 			down := errors.New("the database is down")
 			b.CatchUp = func(context.Context, Missed) iter.Seq2[Event, error] {
@@ -7267,7 +7268,7 @@ func TestStreamsThatTheServerEndsAreSpread(t *testing.T) {
 
 // A keep-alive that falls together with events neither hides nor doubles one.
 func TestKeepAlivesAmongEvents(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{KeepAlive: time.Second}
 		s := serve(t, b)
 		c := s.get("/", "")
@@ -7311,7 +7312,7 @@ func TestDetachSendsNoKeepAliveWithAnEvent(t *testing.T) {
 }
 
 func TestKeepAlivesEndWithTheClient(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		for range 2 { // after the last client left another one comes
@@ -7354,7 +7355,7 @@ func TestKeepAliveRenewsTheIDOfAQuietClient(t *testing.T) {
 	} {
 		for _, came := range []string{"fresh", "resumed", "gap"} {
 			t.Run(test.name+", "+came, func(t *testing.T) {
-				serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+				serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 					b := &Broker{History: test.broker.History, HistoryAge: test.broker.HistoryAge, HistoryBytes: test.broker.HistoryBytes}
 					s := serve(t, b)
 					header, want := "", ""
@@ -7400,7 +7401,7 @@ func TestKeepAliveRenewsTheIDOfAQuietClient(t *testing.T) {
 // The same is true of an ID that ages, though nothing is published any more.
 func TestKeepAliveRenewsAnIDThatAges(t *testing.T) {
 	for _, catchUp := range []bool{false, true} {
-		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 			b := &Broker{HistoryAge: 40 * time.Second}
 			want := "gap:nobody q"
 			if catchUp {
@@ -7422,7 +7423,7 @@ func TestKeepAliveRenewsAnIDThatAges(t *testing.T) {
 // An event that waits for the client comes before the ID that a keep-alive renews,
 // also if those who wait for the event have not been woken yet.
 func TestKeepAliveDoesNotOvertakeAnEvent(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		c := s.get("/", "")
@@ -7449,7 +7450,7 @@ func TestKeepAliveDoesNotOvertakeAnEvent(t *testing.T) {
 
 // The ID that a keep-alive renewed is the one that a gap names.
 func TestGapNamesTheIDThatAKeepAliveRenewed(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{History: 10, WriteTimeout: -1}
 		s := serve(t, b)
 		c := s.get("/", "")
@@ -7565,7 +7566,7 @@ func TestDetachedClientThatHasLeftIsForgotten(t *testing.T) {
 }
 
 func TestDeadPeerIsNoticed(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		c, other := s.get("/", ""), s.get("/", "")
@@ -7595,7 +7596,7 @@ func TestClientThatDoesNotReadIsCutOff(t *testing.T) {
 	for _, test := range []struct {
 		timeout, want time.Duration
 	}{{0, 10 * time.Second}, {time.Second, time.Second}, {time.Minute, time.Minute}} {
-		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 			b := &Broker{WriteTimeout: test.timeout, KeepAlive: -1}
 			s := serve(t, b)
 			c, other := s.get("/", ""), s.get("/", "")
@@ -7658,7 +7659,7 @@ func TestDetachedClientOverTLSIsCutOffAtOnce(t *testing.T) {
 }
 
 func TestWithoutWriteTimeoutNobodyIsCutOff(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{WriteTimeout: -1}
 		s := serve(t, b)
 		c := s.get("/", "")
@@ -7673,7 +7674,7 @@ func TestWithoutWriteTimeoutNobodyIsCutOff(t *testing.T) {
 }
 
 func TestClientThatResumesReadingInTimeGetsEverything(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		c := s.get("/", "")
@@ -7701,7 +7702,7 @@ func TestClientThatResumesReadingInTimeGetsEverything(t *testing.T) {
 // of it than HistoryBytes once more: beyond that those who began first are cut off.
 func TestSlowClientsHoldABoundedPartOfWhatLeftTheHistory(t *testing.T) {
 	const clients, size, bytes = 40, 512 << 10, 1 << 20
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{HistoryBytes: bytes, Logger: slog.New(slog.DiscardHandler)}
 		s := serve(t, b)
 		before := heapInUse()
@@ -7749,7 +7750,7 @@ func TestSlowClientsHoldABoundedPartOfWhatLeftTheHistory(t *testing.T) {
 func TestEvictedEventsArriveWhole(t *testing.T) {
 	// One that is small is no reason to cut off anybody.
 	t.Run("small", func(t *testing.T) {
-		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 			b := &Broker{HistoryBytes: 4 << 10}
 			s := serve(t, b)
 			var all []*pipeClient
@@ -7774,7 +7775,7 @@ func TestEvictedEventsArriveWhole(t *testing.T) {
 	})
 	// A slow client has its time for a large one, while others come and go.
 	t.Run("large", func(t *testing.T) {
-		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 			const size = 512 << 10
 			b := &Broker{HistoryBytes: 1 << 20}
 			s := serve(t, b)
@@ -7805,6 +7806,12 @@ func TestStalledDetachedClientGivesItsBufferBack(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("there a goroutine waits in each write")
 	}
+	for _, network := range []string{"tcp", "unix"} {
+		t.Run(network, func(t *testing.T) { stalledClientsGiveTheirBuffersBack(t, network) })
+	}
+}
+
+func stalledClientsGiveTheirBuffersBack(t *testing.T, network string) {
 	const clients, most = 100, 16 << 10
 	b := &Broker{WriteTimeout: time.Hour, Logger: slog.New(slog.DiscardHandler)}
 	defer func() {
@@ -7817,8 +7824,17 @@ func TestStalledDetachedClientGivesItsBufferBack(t *testing.T) {
 	}))
 	srv.Config.ConnState = func(c net.Conn, state http.ConnState) {
 		if state == http.StateNew {
-			c.(*net.TCPConn).SetWriteBuffer(4 << 10)
+			c.(interface{ SetWriteBuffer(int) error }).SetWriteBuffer(4 << 10)
 		}
+	}
+	if network == "unix" {
+		srv.Listener.Close()
+		// Not t.TempDir, whose names may be too long for one.
+		dir, err := os.MkdirTemp("", "sse")
+		wireCheck(t, err)
+		defer os.RemoveAll(dir)
+		srv.Listener, err = net.Listen("unix", filepath.Join(dir, "socket"))
+		wireCheck(t, err)
 	}
 	srv.Start()
 	defer srv.Close()
@@ -7829,12 +7845,12 @@ func TestStalledDetachedClientGivesItsBufferBack(t *testing.T) {
 		return heap + int64(m.StackInuse)
 	}
 	for range clients {
-		conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+		conn, err := net.Dial(network, srv.Listener.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		conn.(*net.TCPConn).SetReadBuffer(4 << 10)
+		conn.(interface{ SetReadBuffer(int) error }).SetReadBuffer(4 << 10)
 		fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: test\r\n\r\n")
 		if _, err := io.ReadFull(conn, make([]byte, 64)); err != nil {
 			t.Fatal(err)
@@ -7893,7 +7909,7 @@ func TestFramesAreReadInPieces(t *testing.T) {
 
 // Slow over a large event is not dead: the time runs anew for each piece.
 func TestLargeEventOverASlowConnection(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		c := s.get("/", "")
@@ -8277,6 +8293,702 @@ func TestDetachedDeadPeerIsNoticed(t *testing.T) {
 	}
 }
 
+// setUnanswered replaces what the system tells of all peers, until t ends. It is for
+// tests that begin their bubble, or their server, after it.
+func setUnanswered(t *testing.T, told func() byte) {
+	system := unanswered
+	unanswered = func(net.Conn) byte { return told() }
+	t.Cleanup(func() { unanswered = system })
+}
+
+// What bounds a write does not bound CatchUp, which may take its time behind one.
+func TestCatchUpMayTakeLongerThanWriteTimeout(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{}
+		calls := controlCatchUp(b)
+		c := serve(t, b).get("/", "")
+		call := <-calls
+		var want []string
+		for i := range batchFrames + 1 {
+			want = append(want, strconv.Itoa(i))
+			call.events <- Event{Data: want[i]}
+		}
+		c.want(strings.Join(want[:batchFrames], " "))
+		time.Sleep(time.Minute)
+		close(call.events)
+		c.want(want[batchFrames])
+		if c.ended() != nil {
+			t.Errorf("got %v, want the stream to go on", c.ended())
+		}
+	})
+}
+
+// Newcomers do not put off the keep-alives of others.
+func TestKeepAlivesAmongNewcomers(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{KeepAlive: 8 * time.Second}
+		s := serve(t, b)
+		c := s.get("/", "")
+		c.want("")
+		c.take()
+		for range 40 {
+			time.Sleep(500 * time.Millisecond)
+			s.get("/", "")
+		}
+		c.want("")
+		if blocks, _ := c.take(); len(blocks) != 2 || !blocks[0].Comment {
+			t.Errorf("in 20 s: got %+v, want 2 keep-alives", blocks)
+		}
+	})
+}
+
+// A client that took long over an event is sent keep-alives after that as ever.
+func TestKeepAliveAfterASlowWrite(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{KeepAlive: time.Second}
+		c := serve(t, b).get("/", "")
+		c.want("")
+		c.stall(true)
+		b.Publish(Event{Data: "1"})
+		time.Sleep(5 * time.Second)
+		c.stall(false)
+		c.want("1")
+		c.take()
+		time.Sleep(time.Second)
+		c.want("")
+		if blocks, _ := c.take(); len(blocks) != 1 || !blocks[0].Comment {
+			t.Errorf("a second later: got %+v, want a keep-alive", blocks)
+		}
+	})
+}
+
+// WriteTimeout is exceeded by up to a quarter of the shorter of it and KeepAlive, and
+// never cut short, whenever between two sweeps the write began.
+func TestWriteTimeoutIsNotCutShort(t *testing.T) {
+	const timeout, keepAlive, tick = 1099 * time.Millisecond, time.Second, time.Millisecond
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		for after := time.Duration(0); after < keepAlive/8; after += 10 * time.Millisecond {
+			b := &Broker{WriteTimeout: timeout, KeepAlive: keepAlive}
+			c := serve(t, b).get("/", "")
+			c.want("")
+			time.Sleep(after)
+			c.stall(true)
+			began := time.Now()
+			b.Publish(Event{Data: "1"})
+			for b.Stats().Clients == 1 && time.Since(began) < 2*timeout {
+				time.Sleep(tick)
+				synctest.Wait()
+			}
+			if got := time.Since(began); got < timeout || got > timeout+keepAlive/4+tick {
+				t.Errorf("a write that begins %v after: cut off after %v, want %v and up to %v more", after, got, timeout, keepAlive/4)
+			}
+		}
+	})
+}
+
+// The last of a stream may not fit into the buffers of the client's system. It is told
+// all the same, and once.
+func TestEndThatDoesNotFitIsToldOnce(t *testing.T) {
+	b := &Broker{HistoryBytes: -1}
+	large := strings.Repeat("some data ", 2<<20)
+	b.Publish(Event{Data: large})
+	b.End()
+	c := dialDetached(t, b)
+	eventually(t, "the client is being written to", isStuckInAWrite)
+	got, err := io.ReadAll(c)
+	wireCheck(t, err)
+	if !strings.Contains(string(got), "data: "+large+"\n\n") {
+		t.Errorf("got %d bytes without the event as it was published", len(got))
+	}
+	if n := strings.Count(string(got), "event: end\n"); n != 1 {
+		t.Errorf("got the end %d times, want once", n)
+	}
+	if err := <-c.ended; !errors.Is(err, ErrEnded) {
+		t.Errorf("done: got %v, want ErrEnded", err)
+	}
+}
+
+// Ends of topics that have ended already take no room in the history.
+func TestEndOfATopicThatHasEndedIsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{History: 1}
+		start := b.LastEventID()
+		publishNumbers(b, 1)
+		for range 2 * minQueue {
+			if err := b.End("a"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		followBroker(t, b, start).want("0")
+	})
+}
+
+// The end of one of a client's topics is nothing that the client is sent.
+func TestEndOfOneTopicSendsNothing(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{KeepAlive: -1}
+		c := serve(t, b).get("/?topic=a&topic=b", "")
+		c.want("")
+		c.take()
+		b.End("a")
+		c.want("")
+		if blocks, err := c.take(); len(blocks) > 0 || len(c.rest) > 0 || err != nil {
+			t.Errorf("got %+v, then %q, error %v, want nothing", blocks, c.rest, err)
+		}
+	})
+}
+
+// The name of a topic that has ended is that of a new one for those who came after the
+// end too, as soon as the end has left the history and those from before have left.
+func TestNameOfAnEndedTopicBecomesFreeForThoseWhoCameAfterTheEnd(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		before bool // somebody was there before the end
+	}{{"nobody was there before", false}, {"one was there before", true}} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := &Broker{History: 1}
+				fill := func() {
+					for range 1000 {
+						b.Publish(Event{Data: "x"}, "other")
+					}
+					synctest.Wait()
+				}
+				var early *brokerLoop
+				if test.before {
+					early = followBroker(t, b, "", "job", "open")
+				}
+				b.End("job")
+				late := followBroker(t, b, "", "job", "open")
+				leave := func() {
+					if early != nil {
+						early.close()
+						synctest.Wait()
+						early = nil
+					}
+				}
+				refused := func(when string) {
+					t.Helper()
+					if _, err := b.Publish(Event{Data: "no"}, "job"); !errors.Is(err, ErrEnded) {
+						t.Errorf("%s: got %v, want ErrEnded", when, err)
+					}
+				}
+				refused("at once")
+				if test.before {
+					second := followBroker(t, b, "", "job", "open")
+					leave() // the end is the oldest in the history, but in it
+					refused("after one has left")
+					second.close()
+					synctest.Wait()
+				}
+				fill()
+				if _, err := b.Publish(Event{Data: "yes"}, "job"); err != nil {
+					t.Errorf("after the end has left the history: got %v, want a new topic", err)
+				}
+				late.want("yes")
+
+				// The other way around: the end leaves first.
+				if !test.before {
+					return
+				}
+				early = followBroker(t, b, "", "second job", "open")
+				b.End("second job")
+				late = followBroker(t, b, "", "second job", "open")
+				fill()
+				refused2, err := b.Publish(Event{Data: "no"}, "second job")
+				if !errors.Is(err, ErrEnded) {
+					t.Errorf("while one is there: got %q and %v, want ErrEnded", refused2, err)
+				}
+				leave()
+				if _, err := b.Publish(Event{Data: "yes"}, "second job"); err != nil {
+					t.Errorf("after it has left: got %v, want a new topic", err)
+				}
+				late.want("yes")
+				checkInvariants(t, b)
+			})
+		})
+	}
+}
+
+// A newcomer has as much time until its first keep-alive as others, however long the
+// Broker has been running.
+func TestFirstKeepAliveOfALateClient(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{}
+		s := serve(t, b)
+		s.get("/", "")
+		time.Sleep(time.Hour)
+		c := s.get("/", "")
+		c.want("")
+		c.take()
+		time.Sleep(13 * time.Second)
+		c.want("")
+		if blocks, _ := c.take(); len(blocks) > 0 {
+			t.Errorf("13 s after it came: got %+v, want nothing yet", blocks)
+		}
+	})
+}
+
+// A large event that was being sent as the handler panicked is held by nobody.
+func TestPanicWithinALargeEventHoldsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const large = 100 << 10
+		b := &Broker{HistoryBytes: large}
+		panicked := make(chan any)
+		r := httptest.NewRequestWithContext(t.Context(), "GET", "/", nil)
+		go func() {
+			defer func() { panicked <- recover() }()
+			b.Serve(panickyWriter{httptest.NewRecorder()}, r)
+		}()
+		synctest.Wait()
+		b.Publish(Event{Data: strings.Repeat("x", large)})
+		if got := <-panicked; got != "Write" {
+			t.Errorf("Serve: got %v, want the panic of Write", got)
+		}
+		b.Publish(Event{Data: strings.Repeat("x", large)}) // which evicts it
+		checkInvariants(t, b)
+	})
+}
+
+// A panickyWriter panics if it is written much.
+type panickyWriter struct{ *httptest.ResponseRecorder }
+
+func (w panickyWriter) Write(p []byte) (int, error) {
+	if len(p) > 1000 {
+		panic("Write")
+	}
+	return w.ResponseRecorder.Write(p)
+}
+
+// No more of those who hold what left the history are cut off than must be, and the
+// last one of them is not, however much it holds.
+func TestSlowClientsThatAreNotCutOff(t *testing.T) {
+	const large = 512 << 10
+	size := func() int {
+		b := &Broker{}
+		b.Publish(Event{ID: "0", Data: strings.Repeat("x", large)})
+		return b.log.size
+	}()
+	for _, test := range []struct {
+		name         string
+		historyBytes int
+		left         int // of 5 that hold one event each
+	}{
+		{"each", 5 * size, 5},
+		{"but one", 5*size - 1, 4},
+		{"the last one", size / 2, 1},
+		{"without a limit", -1, 5},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+				b := &Broker{HistoryBytes: test.historyBytes}
+				s := serve(t, b)
+				var clients []*pipeClient
+				for i := range 5 {
+					c := s.get("/", "")
+					c.want("")
+					c.stall(true)
+					clients = append(clients, c)
+					b.Publish(Event{ID: strconv.Itoa(i), Data: strings.Repeat("x", large)})
+					synctest.Wait()
+				}
+				for i := range 5 { // which evict those
+					b.Publish(Event{ID: strconv.Itoa(5 + i), Data: strings.Repeat("x", large)}, "other")
+					synctest.Wait()
+					checkInvariants(t, b)
+				}
+				time.Sleep(peerLeftTime)
+				if got := b.Stats().Clients; got != test.left {
+					t.Errorf("clients: got %d, want %d", got, test.left)
+				}
+				for i, c := range clients {
+					c.stall(false)
+					if got := c.events(); i >= 5-test.left && (len(got) == 0 || len(got[0].Data) != large) {
+						t.Errorf("client %d did not get the event that it was being sent", i)
+					}
+				}
+				checkInvariants(t, b) // all is given back
+			})
+		})
+	}
+}
+
+// A loop over Subscribe that is slow is not cut off, whatever it holds.
+func TestSlowLoopsMayHoldLargeEvents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const large = 512 << 10
+		b := &Broker{HistoryBytes: large}
+		var loops []*brokerLoop
+		for range 4 {
+			l := followBroker(t, b, "")
+			l.stall(true)
+			loops = append(loops, l)
+			b.Publish(Event{Data: strings.Repeat("x", large)})
+			synctest.Wait()
+		}
+		b.Publish(Event{Data: strings.Repeat("x", large)}, "other")
+		for i, l := range loops {
+			l.stall(false)
+			if got := l.events(); len(got) == 0 || len(got[0].Data) != large || l.ended() != nil {
+				t.Errorf("loop %d: got %d events, ended with %v, want the large one", i, len(got), l.ended())
+			}
+		}
+	})
+}
+
+// Members may leave, and others announce, wherever a walk gives mu up. A mutex that was
+// waited for longer than a millisecond is handed from one to the next in their order,
+// so that here they do so at the first pause.
+func TestMembersLeaveWhileTheyAreWoken(t *testing.T) {
+	const members = 4 * signalsAtOnce
+	for _, test := range []struct {
+		name string
+		walk func(b *Broker)
+	}{
+		{"announce", (*Broker).announce},
+		{"Disconnect", func(b *Broker) { b.Disconnect() }},
+		{"Shutdown", func(b *Broker) {
+			ctx, cancel := context.WithCancel(context.Background())
+			cancel()
+			b.Shutdown(ctx)
+		}},
+	} {
+		for _, reset := range []bool{false, true} {
+			t.Run(fmt.Sprint(test.name, " reset=", reset), func(t *testing.T) {
+				b := &Broker{}
+				var subs []*subscriber
+				for range members {
+					s := joinSubscriber(t, b, "")
+					for then := again; then != wait; {
+						_, then = s.next(nil)
+					}
+					subs = append(subs, s)
+				}
+				b.mu.Lock()
+				b.announcing = true // by the walk below
+				b.unlock()
+				b.Publish(Event{Data: "1"})
+
+				b.mu.Lock()
+				var all sync.WaitGroup
+				all.Go(func() { test.walk(b) })
+				time.Sleep(3 * time.Millisecond) // it is the first to wait; the mutex knows no fake time
+				left := map[*subscriber]bool{}
+				for i, s := range subs {
+					if i%4 != 1 && i < members*7/8 || i > members-signalsAtOnce/2 {
+						left[s] = true
+						all.Go(func() { b.leave(s, nil) })
+					}
+				}
+				if reset {
+					all.Go(func() { b.Reset("") })
+				}
+				time.Sleep(3 * time.Millisecond)
+				b.unlock()
+				all.Wait()
+				if test.name != "announce" {
+					b.announce()
+				}
+				for i, s := range subs {
+					if !left[s] && len(s.signal) == 0 {
+						t.Errorf("subscriber %d was not woken", i)
+					}
+				}
+				checkInvariants(t, b)
+			})
+		}
+	}
+}
+
+// One connection that always has more does not keep a worker from the others. With a
+// queue that has a single worker what the others get shows whose turn it was.
+func TestConnectionsTakeTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newConnQueue()
+		q.most = 1
+		turns, pushed, had := 0, make(chan struct{}), false
+		q.push(turnConn(t, func() step {
+			<-pushed
+			if turns++; had || turns > 10*batchesAtOnce {
+				return wait
+			}
+			return again
+		}))
+		q.push(turnConn(t, func() step { had = true; return wait }))
+		close(pushed)
+		synctest.Wait()
+		if turns > batchesAtOnce+1 || !had {
+			t.Errorf("the other one had its turn: got %v after %d batches, want true after %d", had, turns-1, batchesAtOnce)
+		}
+	})
+}
+
+// A turnSource is a source that always has a comment.
+type turnSource func() step
+
+func turnConn(t *testing.T, next func() step) *conn {
+	client, server := net.Pipe()
+	go io.Copy(io.Discard, client)
+	t.Cleanup(func() { client.Close() })
+	return &conn{conn: server, source: turnSource(next), timeout: -1}
+}
+
+func (s turnSource) next(batch []*frame) ([]*frame, step) {
+	return append(batch[:0], &frame{mark: true, body: keepAliveFrame}), s()
+}
+
+func (s turnSource) deliver(context.Context, []*frame, step, func([]*frame) error) error { return nil }
+func (s turnSource) writing(bool)                                                        {}
+func (s turnSource) guard(f func())                                                      { f() }
+func (s turnSource) finished(error)                                                      {}
+
+// A detached client is taken for gone if its system has not answered for about
+// WriteTimeout, and not before.
+func TestDetachedClientWhoseSystemDoesNotAnswerIsCutOff(t *testing.T) {
+	always := func(n byte) func(time.Duration) byte { return func(time.Duration) byte { return n } }
+	for _, tt := range []struct {
+		name          string
+		timeout       time.Duration
+		told          func(time.Duration) byte // at the time after the client came
+		every         time.Duration            // of events
+		least, before time.Duration            // when it is cut off; 0: it is not
+	}{
+		{"never answers", 0, always(2), time.Second, 7500 * time.Millisecond, 9 * time.Second},
+		{"must be asked twice", 0, always(1), time.Second, 0, 0},
+		{"no WriteTimeout", -1, always(200), time.Second, 0, 0},
+		{"answers for 20 s", 0, func(at time.Duration) byte {
+			if at <= 20*time.Second {
+				return 0
+			}
+			return 2
+		}, time.Second, 25 * time.Second, 28 * time.Second},
+		{"one event after a long rest", 0, func(at time.Duration) byte {
+			if at <= time.Hour {
+				return 0
+			}
+			return 2
+		}, time.Hour, time.Hour + 7500*time.Millisecond, time.Hour + 12*time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var came atomic.Int64
+			setUnanswered(t, func() byte { return tt.told(time.Since(time.Unix(0, came.Load()))) })
+			synctest.Test(t, func(t *testing.T) {
+				start := time.Now()
+				came.Store(start.UnixNano())
+				b := &Broker{WriteTimeout: tt.timeout, KeepAlive: -1}
+				s := detachBroker(t, b)
+				c := s.get("/", "")
+				synctest.Wait()
+				next, end := start, start.Add(3*time.Minute+tt.every)
+				for b.Stats().Clients == 1 && time.Now().Before(end) {
+					if !time.Now().Before(next) {
+						b.Publish(Event{Data: "x"})
+						next = next.Add(tt.every)
+					}
+					time.Sleep(250 * time.Millisecond)
+					synctest.Wait()
+				}
+				got := time.Since(start)
+				if tt.before == 0 {
+					if got < 3*time.Minute || c.ended() != nil {
+						t.Errorf("cut off after %v, want never", got)
+					}
+					return
+				}
+				if got < tt.least || got > tt.before {
+					t.Errorf("cut off after %v, want %v to %v", got, tt.least, tt.before)
+				}
+				if err := s.served(); !errors.Is(err, ErrClientLeft) || !errors.Is(err, syscall.ETIMEDOUT) {
+					t.Errorf("done: got %v, want ErrClientLeft and ETIMEDOUT", err)
+				}
+			})
+		})
+	}
+}
+
+// A detachedTCP is a detached client over a socket of the system.
+type detachedTCP struct {
+	*net.TCPConn
+	ended chan error
+}
+
+func dialDetached(t *testing.T, b *Broker) *detachedTCP {
+	c := &detachedTCP{ended: make(chan error, 1)}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b.Detach(w, r, func(err error) { c.ended <- err })
+	}))
+	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+	wireCheck(t, err)
+	c.TCPConn = conn.(*net.TCPConn)
+	t.Cleanup(func() {
+		conn.Close()
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		b.Shutdown(ctx)
+		srv.Close()
+	})
+	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+	return c
+}
+
+// isStuckInAWrite reports whether a client's goroutine waits for room in its socket.
+func isStuckInAWrite() bool {
+	stacks := allStacks()
+	return strings.Contains(stacks, "(*attempt).send") && strings.Contains(stacks, "waitWrite")
+}
+
+// detachTCP is dialDetached, and waits until the client has all there is for it.
+func detachTCP(t *testing.T, b *Broker) *detachedTCP {
+	c := dialDetached(t, b)
+	_, err := io.ReadFull(c, make([]byte, 64))
+	wireCheck(t, err)
+	eventually(t, "the client is idle", func() bool {
+		b.mu.Lock()
+		defer b.unlock()
+		return len(b.subs) == 1 && b.subs[0].sub.waiting
+	})
+	return c
+}
+
+// One that is cut off is sent nothing more, neither what is in the socket's buffer nor
+// the end: the system would try for minutes.
+func TestCutOffDetachedClientIsReset(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("resets connections by another error")
+	}
+	for _, tt := range []struct {
+		name   string
+		silent byte // what the system tells
+		data   string
+		want   error
+	}{
+		{"does not read", 0, strings.Repeat("x", 16<<20), ErrTooSlow},
+		{"system does not answer", 2, "x", syscall.ETIMEDOUT},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var told atomic.Int32
+			setUnanswered(t, func() byte { return byte(told.Load()) })
+			b := &Broker{WriteTimeout: 40 * time.Millisecond, KeepAlive: time.Hour, HistoryBytes: -1}
+			c := detachTCP(t, b)
+			told.Store(int32(tt.silent))
+			b.Publish(Event{Data: tt.data})
+			if err := <-c.ended; !errors.Is(err, tt.want) {
+				t.Errorf("done: got %v, want %v", err, tt.want)
+			}
+			if _, err := io.Copy(io.Discard, c.TCPConn); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("the connection ended with %v, want ECONNRESET", err)
+			}
+		})
+	}
+}
+
+// Who has made room for what it was sent has answered: its system need not be asked
+// again for a while.
+func TestDetachedClientThatMakesRoomHasAnswered(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("there nobody is asked")
+	}
+	var told atomic.Int32
+	told.Store(1) // has not answered, but not for long
+	setUnanswered(t, func() byte { return byte(told.Load()) })
+	b := &Broker{WriteTimeout: time.Hour, HistoryBytes: -1}
+	c := detachTCP(t, b)
+	b.mu.Lock()
+	// A socket of the system knows no fake time.
+	b.subs[0].sub.conn.answered = time.Now().Add(-time.Hour)
+	b.mu.Unlock()
+	large := strings.Repeat("x", 16<<20)
+	b.Publish(Event{Data: large})
+	eventually(t, "the client is being written to", isStuckInAWrite)
+	told.Store(2)
+	stream := NewDecoder(c)
+	stream.MaxEventBytes = -1
+	next := func(want string) {
+		t.Helper()
+		if e, err := stream.Decode(); e.Data != want || err != nil {
+			t.Fatalf("got %.20q of %d bytes, error %v, want %.20q of %d", e.Data, len(e.Data), err, want, len(want))
+		}
+	}
+	next(large)
+	b.Publish(Event{Data: "after"})
+	next("after")
+}
+
+// A keep-alive looks whether the client has left, which may take a moment where reads
+// cannot be tried. An event after that does not wait for another look.
+func TestEventAfterAKeepAliveDoesNotWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		s := detachBroker(t, b)
+		c := s.get("/", "")
+		c.want("")
+		c.take()
+		for blocks, _ := c.take(); len(blocks) == 0; blocks, _ = c.take() {
+			time.Sleep(peerLeftTime)
+			synctest.Wait()
+		}
+		for range 2 {
+			b.Publish(Event{Data: "1"})
+			synctest.Wait() // and no time passes
+			if blocks, _ := c.take(); len(blocks) != 1 || blocks[0].Data != "1" {
+				t.Errorf("at once: got %+v, want the event", blocks)
+			}
+		}
+	})
+}
+
+// Where a write cannot be tried a few workers do all of them. Those that are stuck are
+// replaced after a moment, by more each time, so that others are not held up.
+func TestStuckDetachedClientsHoldUpNobody(t *testing.T) {
+	const stuck = 300
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{KeepAlive: -1, WriteTimeout: time.Minute}
+		s := detachBroker(t, b)
+		first := s.get("/", "") // which is woken last
+		first.want("")
+		var clients []*pipeClient
+		for range stuck {
+			clients = append(clients, s.get("/", ""))
+		}
+		time.Sleep(10 * time.Millisecond)
+		synctest.Wait()
+		for _, c := range clients {
+			c.stall(true)
+		}
+		synctest.Wait()
+		_, idle := bubbleGoroutines()
+		b.Publish(Event{Data: "1"})
+		synctest.Wait()
+		if _, n := bubbleGoroutines(); n > idle+runtime.GOMAXPROCS(0) {
+			t.Errorf("got %d goroutines for %d clients at once, want %d at most", n-idle, stuck+1, runtime.GOMAXPROCS(0))
+		}
+		began := time.Now()
+		for blocks, _ := first.take(); len(blocks) == 0 || blocks[len(blocks)-1].Data != "1"; blocks, _ = first.take() {
+			if time.Sleep(time.Millisecond / 4); time.Since(began) > time.Second {
+				t.Fatal("a client that reads did not get the event within a second")
+			}
+			synctest.Wait()
+		}
+		if took := time.Since(began); took > 30*time.Millisecond {
+			t.Errorf("a client that reads waited %v for %d that do not, want 30ms at most", took, stuck)
+		}
+		b.Publish(Event{Data: "2"})
+		first.want("1 2") // as before
+		for _, c := range clients {
+			c.stall(false)
+		}
+		for _, c := range clients {
+			c.want("1 2")
+		}
+		time.Sleep(10 * time.Millisecond)
+		synctest.Wait()
+		if stacks, n := bubbleGoroutines(); n != idle {
+			t.Errorf("got %d goroutines when all have read, want %d as before:\n%.2000s", n, idle, stacks)
+		}
+		checkInvariants(t, b)
+	})
+}
+
 func setIPOption[FD ~int | ~uintptr](f func(FD, int, int, int) error, fd uintptr, option, value int) error {
 	return f(FD(fd), syscall.IPPROTO_IP, option, value)
 }
@@ -8562,10 +9274,11 @@ func TestDetachOverTCP(t *testing.T) {
 	for i := range events {
 		b.Publish(Event{Data: fmt.Sprint(i, strings.Repeat(" data", 10_000))})
 	}
+	rest := strings.Repeat(" data", 10_000)
 	for i, stream := range streams[:10] {
 		for j := range events {
 			e, err := stream.Decode()
-			if got, _, _ := strings.Cut(e.Data, " "); got != strconv.Itoa(j) || err != nil || len(e.Data) < 50_000 {
+			if got, ok := strings.CutSuffix(e.Data, rest); got != strconv.Itoa(j) || !ok || err != nil {
 				t.Fatalf("client %d: got event %.20q of %d bytes, %v, want event %d", i, e.Data, len(e.Data), err, j)
 			}
 		}
@@ -8741,7 +9454,7 @@ func TestGoexitCostsOneClient(t *testing.T) {
 
 // What is answered is the version of the server, not whatever the client asked for.
 func TestDetachAnswersInTheVersionThatNetHTTPDoes(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		for version, want := range map[string]string{"1.0": "HTTP/1.0 200 OK", "1.1": "HTTP/1.1 200 OK", "1.9": "HTTP/1.1 200 OK"} {
@@ -9047,7 +9760,7 @@ func TestSubscribeLoopMayUseTheBroker(t *testing.T) {
 
 func TestShutdownOfAThousandStreams(t *testing.T) {
 	before := runtime.NumGoroutine()
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{Retry: time.Second}
 		s := serve(t, b)
 		stop := make(chan struct{})
@@ -9102,7 +9815,7 @@ func TestShutdownOfAThousandStreams(t *testing.T) {
 
 // What Shutdown says last does not make a client forget what it got just before.
 func TestShutdownLeavesTheLastEventID(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		c := s.get("/", "")
@@ -9118,7 +9831,7 @@ func TestShutdownLeavesTheLastEventID(t *testing.T) {
 }
 
 func TestShutdownCutsOffThoseWhoDoNotRead(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		reader := s.get("/", "")
@@ -9159,7 +9872,7 @@ func TestShutdownCutsOffThoseWhoDoNotRead(t *testing.T) {
 
 // The reason is that of the client, if it does not take the last events it is owed.
 func TestShutdownDoesNotHideThatAClientIsTooSlow(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		c := s.get("/", "")
@@ -9185,7 +9898,7 @@ func TestShutdownDoesNotHideThatAClientIsTooSlow(t *testing.T) {
 
 // Shutdown may give up while a client is about to become one that it can cut off.
 func TestShutdownCutsOffThoseWhoComeLate(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		log := &gatedLog{}
 		log.gate.init()
 		b := &Broker{Logger: slog.New(log)}
@@ -9244,7 +9957,7 @@ func TestShutdownEndsCatchUpThatBeginsLate(t *testing.T) {
 }
 
 func TestShutdownEndsCatchUp(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		log := &brokerLog{}
 		b := &Broker{Logger: slog.New(log)}
 		calls := controlCatchUp(b)
@@ -9275,7 +9988,7 @@ func TestShutdownEndsCatchUp(t *testing.T) {
 
 // A client that CatchUp is giving its events when Shutdown is called gets all.
 func TestShutdownWaitsForCatchUp(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		calls := controlCatchUp(b)
 		s := serve(t, b)
@@ -9320,7 +10033,7 @@ func TestShutdownWaitsForDone(t *testing.T) {
 }
 
 func TestShutdownTurnsNewClientsAway(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		log := &brokerLog{}
 		b := &Broker{Retry: time.Minute, Logger: slog.New(log)}
 		s := serve(t, b)
@@ -9395,7 +10108,7 @@ func TestShutdownTwiceAndOfAZeroBroker(t *testing.T) {
 
 // Disconnect ends the streams of all that have one of the topics, and of nobody else.
 func TestDisconnect(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{Retry: time.Second}
 		s := serve(t, b)
 		var gone []*pipeClient
@@ -9465,7 +10178,7 @@ func TestDisconnectOfTheDefaultTopic(t *testing.T) {
 // What a client was still owed does not reach it: at most the write under way does.
 func TestDisconnectOfAClientThatStalls(t *testing.T) {
 	for _, leaves := range []bool{false, true} {
-		serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 			b := &Broker{}
 			s := serve(t, b)
 			c := s.get("/", "")
@@ -9518,7 +10231,7 @@ func TestDisconnectOfAClientThatStalls(t *testing.T) {
 // A client that reads on after its WriteTimeout has been disconnected all the same, and one
 // that does not is not waited for.
 func TestDisconnectOfAClientThatDoesNotRead(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{WriteTimeout: 10 * time.Second, Logger: slog.New(slog.DiscardHandler)}
 		s := serve(t, b)
 		c := s.get("/", "")
@@ -9536,7 +10249,7 @@ func TestDisconnectOfAClientThatDoesNotRead(t *testing.T) {
 
 // CatchUp that runs for the client is canceled, which is no reason for a warning.
 func TestDisconnectDuringCatchUp(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		log := &brokerLog{}
 		b := &Broker{Logger: slog.New(log)}
 		stubborn := make(chan struct{})
@@ -9580,7 +10293,7 @@ func TestDisconnectDuringCatchUp(t *testing.T) {
 }
 
 func TestClients(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
 		s := serve(t, b)
 		want := func(counts map[string]int) {
@@ -9919,7 +10632,7 @@ func (l *brokerLog) count(level slog.Level) (n int) {
 }
 
 func TestLogTellsOfClientsAtDebug(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		log := &brokerLog{}
 		b := &Broker{Logger: slog.New(log)}
 		s := serve(t, b)
@@ -10589,6 +11302,7 @@ func (m *model) step() {
 	} else {
 		m.dirty = true
 	}
+	checkInvariants(m.t, m.broker)
 }
 
 // disconnect sends away all that have one of the topics.
@@ -11133,6 +11847,7 @@ func (m *model) settle() {
 		}
 	}
 	m.dirty, m.failed = false, false
+	checkInvariants(m.t, m.broker)
 }
 
 // called returns the present names of some of the three topics.
@@ -11579,6 +12294,155 @@ func (m *model) dial(path string, c *modelClient) modelConn {
 		header = "Last-Event-ID: " + c.id + "\r\n"
 	}
 	return pipeGet(m.t, m.listener, "/"+path+"?"+query.Encode(), header, false)
+}
+
+// checkInvariants checks what stands above the types of broker.go as true whenever mu
+// is free. It looks inside on purpose: where a count is wrong, a client gets an event
+// too late much later, and nobody knows why.
+func checkInvariants(t *testing.T, b *Broker) {
+	t.Helper()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.topics == nil {
+		return
+	}
+	l := &b.log
+	equal := func(what string, got, want int) {
+		t.Helper()
+		if got != want {
+			t.Errorf("%s: got %d, want %d", what, got, want)
+		}
+	}
+	must := func(holds bool, format string, args ...any) {
+		t.Helper()
+		if !holds {
+			t.Errorf("want "+format, args...)
+		}
+	}
+
+	// The log.
+	must(l.tail <= l.head+1, "tail ≤ head+1, got %d and %d", l.tail, l.head)
+	refs := map[*topic]int{}
+	size, own, ends := 0, 0, 0
+	last := l.before
+	for seq := l.tail; seq <= l.head; seq++ {
+		f := l.at(seq)
+		size += f.size
+		switch {
+		case f.isEnd:
+			ends++
+			must(f.id == last || l.history < 0 || last == "", "the end %d to have the ID before it, %q, got %q", seq, last, f.id)
+		case l.history >= 0 && !l.assigns(f.id):
+			own++
+			must(l.ids[f.id] == seq, "ID %q for event %d, got %d", f.id, seq, l.ids[f.id])
+		case l.history >= 0:
+			must(f.id == l.assignedID(seq), "ID %q for event %d, got %q", l.assignedID(seq), seq, f.id)
+		}
+		last = f.id
+		for _, tp := range f.topics {
+			refs[tp]++
+		}
+	}
+	equal("size of the log", l.size, size)
+	equal("IDs of events in the log", len(l.ids), own)
+	equal("ends in the log", l.ends, ends)
+	most, events := max(l.history, minQueue), l.len()-ends
+	must(events <= most && ends <= most, "at most %d events and %d ends in the log, got %d and %d", most, most, events, ends)
+	must(l.bytes < 0 || l.size <= l.bytes || events <= 1, "at most %d bytes in the log, got %d", l.bytes, l.size)
+	must(l.tail <= b.announced && b.announced <= l.head+1, "tail %d ≤ announced %d ≤ head+1 %d", l.tail, b.announced, l.head+1)
+	must(b.announcing || b.announced == l.head+1, "all announced up to %d or somebody about to, got %d", l.head+1, b.announced)
+	equal("signals that were not given", len(b.woken), 0)
+
+	// Subscribers.
+	clients := 0
+	held := map[*frame]int{}
+	queued := map[*conn]bool{}
+	b.conns.mu.Lock()
+	for c := b.conns.first; c != nil; c = c.behind {
+		queued[c] = true
+	}
+	b.conns.mu.Unlock()
+	unaware, aware, clientsOf, before := map[*topic]int{}, map[*topic]int{}, map[*topic]int{}, map[*topic]int{}
+	for i, m := range b.subs {
+		s := m.sub
+		must(m.nth == len(s.topics) && s.places[m.nth] == i, "subscriber %d to know its place", i)
+		if s.client {
+			clients++
+		}
+		if s.held != nil {
+			held[s.held]++
+		}
+		for nth, tp := range s.topics {
+			refs[tp]++
+			place := s.places[nth]
+			must(place < len(tp.members) && tp.members[place] == member{s, nth}, "subscriber %d to know its place in topic %q", i, tp.name)
+			if s.client {
+				clientsOf[tp]++
+			}
+			if s.joined < tp.ended {
+				before[tp]++
+			}
+			switch {
+			case s.waiting && s.cursor <= tp.newest:
+				unaware[tp]++
+			case s.waiting:
+				aware[tp]++
+			}
+		}
+		must((s.end != nil) == s.over.Load(), "over to be set with end, %v", s.end)
+		must(s.cursor <= l.head+1, "a cursor up to %d, got %d", l.head+1, s.cursor)
+		if !s.waiting {
+			continue
+		}
+		must(s.end == nil, "nobody to wait whose stream has ended, %v", s.end)
+		must(s.conn == nil || s.signal != nil || !queued[s.conn], "no connection in the queue whose client waits")
+		for seq := max(s.cursor, l.tail); seq < b.announced; seq++ {
+			must(!s.wants(l.at(seq)), "event %d not to be for subscriber %d, which waits from %d on", seq, i, s.cursor)
+		}
+	}
+	equal("clients", b.clients, clients)
+	pinned, pinnedN := 0, 0
+	for f, n := range held {
+		equal("clients that hold a frame", int(f.holders), n)
+		if b.isPinnable(f) {
+			pinned, pinnedN = pinned+f.size, pinnedN+1
+		}
+	}
+	equal("size of what clients hold", b.pinned, pinned)
+	equal("frames that clients hold", b.pinnedN, pinnedN)
+
+	// Topics.
+	keys := 0
+	for name, tp := range b.topics {
+		what := func(s string) string { return fmt.Sprintf("topic %q: %s", name, s) }
+		equal(what("unaware members"), tp.unaware, unaware[tp])
+		equal(what("aware members"), tp.aware, aware[tp])
+		equal(what("clients"), tp.clients, clientsOf[tp])
+		must(tp.newest >= b.announced || tp.unaware == 0, "topic %q to have nobody unaware of %d, got %d", name, tp.newest, tp.unaware)
+		equal(what("references"), tp.refs, refs[tp]+len(tp.keys))
+		must(tp.refs > 0 && tp.name == name, "topic %q to be referred to", name)
+		must(tp.newest <= l.head && tp.evicted < l.tail && tp.ended <= l.head, "topic %q to know of events published", name)
+		if tp.ended > 0 {
+			equal(what("members from before the end"), tp.before, before[tp])
+		}
+		keys += len(tp.keys)
+		replaced, at := 0, uint64(0)
+		for _, f := range tp.values {
+			must(f.seq > at, "the values of topic %q in order", name)
+			at = f.seq
+			if !slices.Contains(f.topics, tp) {
+				replaced++
+			} else {
+				must(f.keyed && tp.keys[f.key] == f, "value %d of topic %q to be that of its key", f.seq, name)
+			}
+		}
+		equal(what("replaced values"), tp.replaced, replaced)
+		equal(what("values"), len(tp.values)-replaced, len(tp.keys))
+	}
+	for tp := range refs {
+		must(b.topics[tp.name] == tp, "topic %q to be known", tp.name)
+	}
+	equal("keys", b.stats.Keys, keys)
 }
 
 // Benchmarks. One operation of those that publish is one event, until each subscriber has got it.
@@ -13096,9 +13960,12 @@ func serveBroker(t *testing.T, b *Broker) *pipeServer {
 // peerLeftTime is more than Detach takes to find out whether a client has left.
 const peerLeftTime = 2 * time.Millisecond
 
+// A serveFunc serves the topics named in the query, by Serve or by Detach.
+type serveFunc = func(*testing.T, *Broker) *pipeServer
+
 // serveAndDetach runs a test in a bubble with each way to serve the topics named
 // in the query.
-func serveAndDetach(t *testing.T, test func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer)) {
+func serveAndDetach(t *testing.T, test func(t *testing.T, serve serveFunc)) {
 	t.Run("Serve", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) { test(t, serveBroker) })
 	})

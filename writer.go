@@ -836,10 +836,11 @@ func (q *connQueue) push(c *conn) {
 	}
 }
 
-func (q *connQueue) startLocked() {
+func (q *connQueue) startLocked() *worker {
 	w := &worker{queue: q, attempt: newAttempt()}
 	q.workers = append(q.workers, w)
 	go w.work()
+	return w
 }
 
 // pop gives w the next connection, or nil if it is not needed any more.
@@ -894,7 +895,7 @@ func (q *connQueue) watch() {
 	q.replacing = max(stuck, min(2*q.replacing, 1024)*min(stuck, 1))
 	if q.first != nil {
 		for range q.replacing {
-			q.startLocked()
+			q.startLocked().seen = 1 // stuck if it is in its first write the next time
 		}
 	}
 	if q.watching = len(q.workers) > 0; q.watching {
