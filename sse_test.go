@@ -8667,6 +8667,185 @@ func (s turnSource) writing(bool)                                               
 func (s turnSource) guard(f func())                                                      { f() }
 func (s turnSource) finished(error)                                                      {}
 
+// A call of CatchUp that begins only after the stream's end was decided is canceled.
+func TestCatchUpThatBeginsAfterDisconnectIsCanceled(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{}
+		controlCatchUp(b) // blocks until it is canceled
+		s := serve(t, b)
+		c := s.getStalled("/", "")
+		synctest.Wait() // in the write of what comes before CatchUp
+		b.Disconnect()
+		if got := b.Disconnect(); got != 0 {
+			t.Errorf("those to disconnect once more: got %d, want 0", got)
+		}
+		c.stall(false)
+		if c.ended() == nil {
+			t.Error("the stream is open")
+		}
+		if err := s.served(); !errors.Is(err, ErrDisconnected) {
+			t.Errorf("got %v, want ErrDisconnected", err)
+		}
+	})
+}
+
+// A Reset while CatchUp runs means nothing to a client whose last event is the one
+// right before the new history.
+func TestResetDuringCatchUpThatEndsRightBeforeTheHistory(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{}
+		calls := controlCatchUp(b)
+		c := serve(t, b).get("/", "")
+		call := <-calls
+		wireCheck(t, b.Reset("X"))
+		publishIDs(t, b, "Y")
+		call.events <- Event{ID: "X", Data: "X"}
+		close(call.events)
+		c.want("X Y")
+		if got := b.Stats().Gaps; got != 0 {
+			t.Errorf("gaps: got %d, want none", got)
+		}
+	})
+}
+
+// A client is told a place to come back to after CatchUp, also if what was published
+// meanwhile for others was more than the history holds.
+func TestClientComesBackToThePlaceToldAfterCatchUp(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{History: 300}
+		calls := controlCatchUp(b)
+		s := serve(t, b)
+		c := s.get("/", "")
+		call := <-calls
+		call.events <- Event{Data: "snapshot"}
+		for range 1000 {
+			b.Publish(Event{Data: "x"}, "other")
+		}
+		close(call.events)
+		c.want("snapshot")
+		id := c.lastID()
+		c.close()
+		c = s.get("/", "Last-Event-ID: "+id+"\r\n")
+		c.want("")
+		b.Publish(Event{Data: "1"})
+		c.want("1") // without CatchUp, which would block
+	})
+}
+
+// A keep-alive tells a newer ID once.
+func TestKeepAliveTellsANewIDOnce(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{}
+		c := serve(t, b).get("/", "")
+		c.want("")
+		c.take()
+		for range 9000 {
+			b.Publish(Event{Data: "x"}, "busy")
+		}
+		ids := 0
+		for range 4 {
+			time.Sleep(15 * time.Second)
+			c.want("")
+			blocks, _ := c.take()
+			for _, block := range blocks {
+				if block.HasID {
+					ids++
+				}
+			}
+		}
+		if ids != 1 {
+			t.Errorf("got an ID %d times, want once", ids)
+		}
+	})
+}
+
+// Shutdown also waits for done where Detach served the client itself.
+func TestShutdownWaitsForDoneWhereDetachCannotTakeOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		s := newPipeServer(t, &http.Server{})
+		saved := make(chan struct{})
+		s.serve(func(w http.ResponseWriter, r *http.Request) {
+			b.Detach(w, r, func(error) { <-saved })
+		})
+		c := s.get("/", "X-Varnish: 1\r\n")
+		c.want("")
+		shutdown := make(chan error, 1)
+		go func() { shutdown <- b.Shutdown(t.Context()) }()
+		synctest.Wait()
+		if got := b.Stats().Clients; got != 1 || len(shutdown) != 0 {
+			t.Errorf("before done: got %d clients and Shutdown returned %v, want 1 and false", got, len(shutdown) != 0)
+		}
+		close(saved)
+		if err := <-shutdown; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Each write that makes progress has its own time, and so has one for which there is
+// no room from the beginning. It is looked at here what the Broker is told of a
+// client's writes: a socket of the system knows no fake time.
+func TestEachWriteToASocketIsTimed(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("there writes wait in net")
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	wireCheck(t, err)
+	defer listener.Close()
+	client, err := net.Dial("tcp", listener.Addr().String())
+	wireCheck(t, err)
+	defer client.Close()
+	server, err := listener.Accept()
+	wireCheck(t, err)
+	defer server.Close()
+	timed := &timedSource{}
+	c := &conn{conn: server, source: timed, timeout: time.Hour}
+	c.raw, err = server.(*net.TCPConn).SyscallConn()
+	wireCheck(t, err)
+	large := &frame{mark: true, body: strings.Repeat("x", 16<<20)}
+	r := frameReader{frames: []*frame{large}}
+	if err := newAttempt().send(c, &r, false); err != errWouldWait {
+		t.Fatalf("more than fits: got %v, want %v", err, errWouldWait)
+	}
+	if got := timed.began.Load(); got != 0 {
+		t.Errorf("writes that may wait: got %d, want none", got)
+	}
+	sent := make(chan error)
+	go func() { sent <- c.send(r.frames, r.skip) }()
+	eventually(t, "it waits for room", isStuckInAWrite)
+	if got := timed.began.Load(); got != 1 {
+		t.Errorf("writes that began, without room: got %d, want 1", got)
+	}
+	n := int64(0)
+	for n < 16<<20 {
+		got, err := io.CopyN(io.Discard, client, 1<<20)
+		wireCheck(t, err)
+		n += got
+	}
+	wireCheck(t, <-sent)
+	if got := timed.began.Load(); got < 10 {
+		t.Errorf("writes that began: got %d, want one for each time there was room", got)
+	}
+	if got := timed.ended.Load(); got != 1 {
+		t.Errorf("writes that ended: got %d, want 1", got)
+	}
+}
+
+// A timedSource counts what it is told of writes.
+type timedSource struct {
+	turnSource
+	began, ended atomic.Int64
+}
+
+func (s *timedSource) writing(yes bool) {
+	if yes {
+		s.began.Add(1)
+	} else {
+		s.ended.Add(1)
+	}
+}
+
 // A detached client is taken for gone if its system has not answered for about
 // WriteTimeout, and not before.
 func TestDetachedClientWhoseSystemDoesNotAnswerIsCutOff(t *testing.T) {
