@@ -8507,19 +8507,19 @@ func TestSlowClientsThatAreNotCutOff(t *testing.T) {
 	for _, test := range []struct {
 		name         string
 		historyBytes int
-		left         int // of 5 that hold one event each
+		left         int // of 6 that hold one event each
 	}{
-		{"each", 5 * size, 5},
-		{"but one", 5*size - 1, 4},
+		{"each", 6 * size, 6},
+		{"but one", 5 * size, 5},
 		{"the last one", size / 2, 1},
-		{"without a limit", -1, 5},
+		{"without a limit", -1, 6},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			serveAndDetach(t, func(t *testing.T, serve serveFunc) {
-				b := &Broker{HistoryBytes: test.historyBytes}
+				b := &Broker{History: 1, HistoryBytes: test.historyBytes}
 				s := serve(t, b)
 				var clients []*pipeClient
-				for i := range 5 {
+				for i := range 6 {
 					c := s.get("/", "")
 					c.want("")
 					c.stall(true)
@@ -8527,10 +8527,13 @@ func TestSlowClientsThatAreNotCutOff(t *testing.T) {
 					b.Publish(Event{ID: strconv.Itoa(i), Data: strings.Repeat("x", large)})
 					synctest.Wait()
 				}
-				for i := range 5 { // which evict those
-					b.Publish(Event{ID: strconv.Itoa(5 + i), Data: strings.Repeat("x", large)}, "other")
+				for i := range 6 { // which evict those
+					b.Publish(Event{ID: strconv.Itoa(6 + i), Data: strings.Repeat("x", large)}, "other")
 					synctest.Wait()
 					checkInvariants(t, b)
+				}
+				for range 2 * minQueue {
+					b.Publish(Event{Data: "x"}, "other")
 				}
 				time.Sleep(peerLeftTime)
 				if got := b.Stats().Clients; got != test.left {
@@ -8538,7 +8541,7 @@ func TestSlowClientsThatAreNotCutOff(t *testing.T) {
 				}
 				for i, c := range clients {
 					c.stall(false)
-					if got := c.events(); i >= 5-test.left && (len(got) == 0 || len(got[0].Data) != large) {
+					if got := c.events(); i >= 6-test.left && (len(got) == 0 || len(got[0].Data) != large) {
 						t.Errorf("client %d did not get the event that it was being sent", i)
 					}
 				}
@@ -8632,10 +8635,19 @@ func TestMembersLeaveWhileTheyAreWoken(t *testing.T) {
 				b.unlock()
 				b.Publish(Event{Data: "1"})
 
-				b.mu.Lock()
 				var all sync.WaitGroup
+				wait := func() { time.Sleep(2 * time.Millisecond) } // the mutex knows no fake time
+				b.mu.Lock()
+				all.Go(func() {
+					b.mu.Lock() // in vain at first, whereupon it is handed on
+					b.unlock()
+				})
+				wait()
+				b.unlock()
+				b.mu.Lock()
+				wait()
 				all.Go(func() { test.walk(b) })
-				time.Sleep(3 * time.Millisecond) // it is the first to wait; the mutex knows no fake time
+				wait()
 				left := map[*subscriber]bool{}
 				for i, s := range subs {
 					if i%4 != 1 && i < members*7/8 || i > members-signalsAtOnce/2 {
@@ -8646,7 +8658,7 @@ func TestMembersLeaveWhileTheyAreWoken(t *testing.T) {
 				if reset {
 					all.Go(func() { b.Reset("") })
 				}
-				time.Sleep(3 * time.Millisecond)
+				wait()
 				b.unlock()
 				all.Wait()
 				if test.name != "announce" {
