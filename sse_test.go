@@ -5147,6 +5147,115 @@ func TestHowKeysAreForgotten(t *testing.T) {
 	})
 }
 
+// A client that is behind has missed nothing if only values have left the history.
+func TestValuesThatLeftTheHistoryAreNotMissed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{History: 1}
+		publishIDs(t, b, "begin")
+		loop := followBroker(t, b, "begin")
+		loop.stall(true)
+		publishIDs(t, b, "first")
+		synctest.Wait() // which it has in hand
+		set(t, b, "", "a=1", "b=1", "a=2")
+		for range 1000 {
+			b.Publish(Event{Data: "x"}, "other")
+		}
+		publishIDs(t, b, "last")
+		loop.stall(false)
+		loop.want("first b=1 a=2 last")
+		if got := b.Stats().Gaps; got != 0 {
+			t.Errorf("gaps: got %d, want none", got)
+		}
+	})
+}
+
+// A newcomer is told a position right after the whole state, and none before.
+func TestPositionIsToldAfterTheState(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{History: 1}
+		s := serve(t, b)
+		for i := range 600 { // more than are sent at once
+			set(t, b, "", fmt.Sprint(i, "=1"))
+		}
+		for range 1000 {
+			b.Publish(Event{Data: "x"}, "other")
+		}
+		c := s.get("/", "")
+		if got := len(c.events()); got != 600 {
+			t.Fatalf("got %d values, want 600", got)
+		}
+		values := 0
+		for _, block := range c.blocks {
+			switch {
+			case block.HasData:
+				values++
+			case block.HasID && (values < 600 || block.ID != b.LastEventID()):
+				t.Errorf("after %d values it was told the ID %q, want %q after all 600", values, block.ID, b.LastEventID())
+			}
+		}
+		if got, want := c.lastID(), b.LastEventID(); got != want {
+			t.Errorf("in the end it has the ID %q, want %q", got, want)
+		}
+	})
+}
+
+// Values that a topic forgot while CatchUp ran are missed only if CatchUp has not given
+// what followed them.
+func TestValuesForgottenDuringCatchUp(t *testing.T) {
+	for _, during := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			b := &Broker{History: 1}
+			calls := controlCatchUp(b)
+			if !during {
+				set(t, b, "job", "a=1")
+			}
+			loop := followBroker(t, b, "nobody", "job", "")
+			call := <-calls
+			if during {
+				set(t, b, "job", "a=1")
+			}
+			b.End("job")
+			for range 1000 {
+				b.Publish(Event{Data: "x"}, "other")
+			}
+			if during {
+				call.events <- Event{ID: b.LastEventID(), Data: "all"}
+			}
+			close(call.events)
+			synctest.Wait()
+			select {
+			case call = <-calls:
+				t.Errorf("during %v: CatchUp was called again, with %q", during, call.id)
+				close(call.events)
+			default:
+			}
+			publishIDs(t, b, "next")
+			loop.want(strings.TrimPrefix(map[bool]string{true: "all"}[during]+" next", " "))
+		})
+	}
+}
+
+// A value of two topics that is replaced in one of them as its waiting clients are being
+// woken reaches the other topic's too.
+func TestValueReplacedWhileItIsAnnounced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		for range 300 {
+			followBroker(t, b, "", "a")
+		}
+		other := followBroker(t, b, "", "b")
+		for i := range 300 {
+			b.Set("k", Event{Data: strconv.Itoa(i)}, "a", "b", "c")
+			var setters sync.WaitGroup
+			for range 4 {
+				setters.Go(func() { b.Set("k", Event{Data: "x"}, "a") })
+			}
+			setters.Wait()
+			other.want(strconv.Itoa(i))
+		}
+	})
+}
+
 // A topic is there as long as it has a key, and no longer.
 func TestTopicsAreForgottenAfterTheirKeys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -5212,8 +5321,8 @@ func TestValuesForgottenBeforeTheyWereSent(t *testing.T) {
 		newcomer := follow("", true, "job")
 		here, other := follow(b.LastEventID(), true, "job"), follow(b.LastEventID(), true, "job", "other")
 		reads, late := follow(b.LastEventID(), false, "job", "other"), follow(b.LastEventID(), true, "other", "x")
-		publish("job", "begin")
 		publish("x", "x")
+		publish("job", "begin")
 		set(t, b, "job", "last=1")
 		synctest.Wait()
 		if err := b.End("job"); err != nil {
