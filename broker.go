@@ -1674,8 +1674,8 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 	return true
 }
 
-// Disconnect ends the streams of all subscribers of the topics, detached clients
-// included, with [ErrDisconnected], and returns the number of subscribers.
+// Disconnect ends the streams of all subscribers that have one of the topics,
+// detached clients included, with [ErrDisconnected], and returns their number.
 //
 //	sessions.Delete(user)
 //	broker.Disconnect("user/" + user)
