@@ -29,108 +29,102 @@ const (
 	defaultRetry        = 3 * time.Second
 )
 
-// A Broker sends each event published to it to every client of the event's
-// topics, and keeps the newest events for clients that reconnect. The zero value
-// is ready for use. A Broker is an [http.Handler] that serves the default topic;
-// [Broker.Serve] serves any others. All methods are safe for concurrent use by
-// multiple goroutines.
+// A Broker sends each published event to every subscriber of its topics, and keeps
+// the newest events for clients that reconnect. A subscriber is a client or a loop
+// over [Broker.Subscribe]. The zero value is ready for use. A Broker is an
+// [http.Handler] that serves the default topic, ""; [Broker.Serve] serves any
+// others. Methods with topics ...string use the default topic if none is given.
 //
-// Set the fields before the first call of a method and do not change them after.
+// All methods are safe for concurrent use by multiple goroutines. The fields must
+// not be changed after the first call of a method.
 type Broker struct {
-	// History is the number of events kept for clients that reconnect, of all
-	// topics together. If 0, it is 10,000. If negative, none are kept: events
-	// are assigned no IDs, and a client that reconnects begins with the next
-	// event published, or with what CatchUp yields: a snapshot each time.
+	// History is the number of events kept, of all topics together, for clients that
+	// reconnect, ask for Earliest, or come to a topic that has ended. If 0, it is
+	// 10,000. If negative, none are kept: events are assigned no IDs, and a client
+	// that reconnects begins as one without a last event ID.
 	History int
 
-	// HistoryAge is how long an event is kept for clients that reconnect. If 0
-	// or negative, there is no limit.
+	// HistoryAge is how long an event, even the newest, is kept for these clients. If
+	// 0 or negative, there is no limit.
 	HistoryAge time.Duration
 
 	// HistoryBytes is the limit on the size of the events kept, in bytes: their
-	// encoded form and the names of their topics. The newest event is kept
-	// whatever its size. If 0, it is 16 MiB; if negative, there is no limit.
+	// encoded form and the names of their topics. The newest event is kept whatever
+	// its size. If 0, it is 16 MiB; if negative, there is no limit.
 	//
-	// Events of more than 64 KiB that are evicted while slow clients are still
-	// receiving them may take up the same number of bytes again. Beyond that, the
-	// clients that began to receive them first are disconnected with [ErrTooSlow].
+	// A second limit of the same size applies to evicted events of more than 64 KiB
+	// that slow clients are still receiving. Beyond it, the clients that have been
+	// receiving one longest are disconnected with ErrTooSlow.
 	HistoryBytes int
 
 	// MaxClients is the limit on the clients served at one time. Further clients
-	// receive a 200 response containing only a reconnection time, because
-	// browsers do not retry after any other status. If 0 or negative, there is
-	// no limit.
+	// receive a 200 response containing only a reconnection time, because browsers do
+	// not retry after any other status. If 0 or negative, there is no limit.
 	MaxClients int
 
-	// KeepAlive is how long a client may be idle before it is sent a comment,
-	// together with a newer ID if there were many events of other topics. If 0,
-	// it is 15 seconds. If negative, none is sent, and a detached client that
-	// has left is not noticed before the next event.
+	// KeepAlive is how long a client may be idle before it is sent a comment. After
+	// many events of other topics, a newer ID is sent with it, so that it will have no
+	// gap. If 0, it is 15 seconds. If negative, none is sent, and a detached client
+	// that has left is not noticed before the next event. See
+	// https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes.
 	KeepAlive time.Duration
 
-	// WriteTimeout is the time allowed for each write to a client, of up to
-	// 64 KiB. A client that exceeds it, by up to a quarter of the shorter of
-	// KeepAlive and WriteTimeout, is disconnected. If 0, it is 10 seconds; if
-	// negative, there is no limit.
+	// WriteTimeout is the time allowed for each write to a client, of up to 64 KiB. A
+	// client that exceeds it is disconnected, at most a quarter of that time later. If
+	// 0, it is 10 seconds; if negative, there is no limit.
 	WriteTimeout time.Duration
 
-	// MaxAge is about how long a client's stream may last, at random up to a tenth
-	// less, so that clients that came together do not return together. The client
-	// then reconnects with its last ID, through the handler, and misses nothing.
-	// That bounds how long a client is served after it was authorized. A stream is
-	// not ended while CatchUp runs. If 0 or negative, there is no limit.
+	// MaxAge is how long a client's stream may last, less a random part of up to a
+	// tenth, so that clients do not all reconnect at once. The client reconnects
+	// through the handler, which can authorize it again, and misses nothing. A stream
+	// does not end while CatchUp runs. If 0 or negative, there is no limit.
 	MaxAge time.Duration
 
-	// Retry is the reconnection time sent to each client as it connects, in
-	// whole milliseconds. A client that the Broker sends away is sent a random
-	// time between Retry and twice that, so that clients do not return all at
-	// once. If 0, it is 3 seconds; if negative, none is sent.
+	// Retry is the reconnection time sent to each client as it connects, in whole
+	// milliseconds. A client that Shutdown, Disconnect, MaxAge, MaxClients or an error
+	// of CatchUp makes reconnect is sent a random time between Retry and twice that,
+	// to spread the requests. If 0, it is 3 seconds. If negative, neither is ever
+	// sent.
 	Retry time.Duration
 
-	// CatchUp, if set, yields what the history cannot give a client that
-	// connects: a snapshot of the current state, or older events from a
-	// database. It is called for a client without a last event ID, and for one
-	// whose last event is not in the history. Its events bypass the history.
+	// CatchUp, if set, yields what the history cannot give a subscriber: a snapshot of
+	// the current state, or older events from a database. It is called for a
+	// subscriber without a last event ID, and for one, connected or not, whose last
+	// event is not in the history. Its events bypass the history. It must be safe for
+	// concurrent use, because it runs for many clients.
 	//
-	// A snapshot needs no ID. Events published after the call of CatchUp
-	// follow it:
+	// A snapshot needs no ID; events published after the call of CatchUp follow it:
 	//
 	//	yield(sse.Event{Type: "state", Data: state()}, nil)
 	//
-	// A log that the Broker is fed from, under the log's own IDs, is read up to
-	// and including missed.UpTo:
+	// A log whose events are published with its IDs is read up to and including UpTo:
 	//
 	//	for _, ev := range read(missed.LastEventID, missed.UpTo, missed.Topics) {
 	//		yield(ev, nil)
 	//	}
 	//
-	// Where the client goes on depends on the last event that CatchUp yielded:
+	// The client then continues right after the last event that CatchUp yielded, or
+	// after missed.LastEventID if it yielded none, if that ID is in the history;
+	// otherwise with the events published since the call. If these events have been
+	// evicted, CatchUp is called again, with the ID of the last event that the client
+	// received, or with UpTo if CatchUp yielded none.
 	//
-	//	its ID is in the history       right after that event
-	//	it has another ID or none      with the events published since the call
-	//	there was no event             after missed.LastEventID if that is in the
-	//	                               history, otherwise as in the line above
+	// CatchUp runs on the client's own goroutine and may block. Until it returns, the
+	// client is sent no keep-alives, and its events are sent 256 at a time. ctx has
+	// the values of the request's context; it is done when the client leaves (a
+	// detached client: when a write to it fails) and when the Broker ends the stream.
+	// An error that CatchUp yields ends the stream, and the client will reconnect;
+	// ErrEnded ends it permanently.
 	//
-	// If the events published since the call have left the history, CatchUp is
-	// called again, with the ID of the last event it yielded, or with UpTo if it
-	// yielded none.
-	//
-	// CatchUp runs on a goroutine of the client's own and may block. Until it
-	// returns, the client is sent no keep-alives, and its events are sent 256 at
-	// a time. ctx has the values of the request's context; it is done when the
-	// client leaves (a detached client: when a write to it fails) and when the
-	// Broker ends the stream. An error that CatchUp yields ends the stream, and
-	// the client will reconnect; [ErrEnded] ends it for good, as [Broker.End] does.
-	// CatchUp must not call [Broker.Shutdown].
-	//
-	// If CatchUp is nil, a client whose last event is not in the history gets an
-	// event of type "gap", whose data is the ID of that last event if the client
-	// sent it in a header, and then all of its topics that the history holds.
+	// If CatchUp is nil, a subscriber whose last event is not in the history receives
+	// an event of type "gap", then the values of Set, and then the events of its
+	// topics in the history. The data of "gap" is that event's ID, unless it came only
+	// in the query.
 	CatchUp func(ctx context.Context, missed Missed) iter.Seq2[Event, error]
 
-	// Logger receives a record at level Debug for each client that comes or
-	// goes, at Warn for what an operator should know, and at Error for a panic
-	// in CatchUp or in a function given to Detach. If nil, it is [slog.Default].
+	// Logger receives a record at level Debug for each client that connects, leaves or
+	// is refused, at Warn for what an operator should know, and at Error for a panic
+	// in CatchUp or in a function given to Detach. If nil, it is slog.Default().
 	Logger *slog.Logger
 
 	// mu guards all fields below and everything reached through them: the log,
@@ -164,12 +158,13 @@ type Broker struct {
 
 // Missed describes what a client has missed, for [Broker.CatchUp].
 type Missed struct {
-	// LastEventID is the ID of the last event the client has seen, or "" if it
-	// has seen none. The value is supplied by the client and is not validated.
+	// LastEventID is the ID of the last event the client has seen, or "" if it has
+	// seen none. The value is supplied by the client and is not validated.
 	LastEventID string
 
-	// UpTo is the ID of the newest event as CatchUp is called. Events after it
-	// come from the Broker. It is "" if the Broker keeps no history.
+	// UpTo is the ID of the newest event when CatchUp is called, as Broker.LastEventID
+	// returns it. The Broker sends the events after it. Before the first event, it is
+	// no event's ID. It is "" if the Broker keeps no history.
 	UpTo string
 
 	// Topics are the names of the client's topics, sorted.
@@ -213,56 +208,47 @@ func give(signal chan struct{}) {
 	}
 }
 
-// Publish sends ev to every subscriber of the topics and keeps it in the history.
-// If no topic is named, it is the default topic, whose name is "". A subscriber
-// of several of the topics receives the event once. Publish waits for no client,
-// and the time it takes does not depend on how many there are: a client that
+// Publish sends ev to every subscriber of the topics and keeps it in the history. A
+// subscriber of several of the topics receives the event once. Publish waits for no
+// client, and the time it takes does not depend on how many there are: a client that
 // falls behind catches up from the history.
 //
 //	id, err := broker.Publish(sse.Event{Data: "hello"}, "room/42")
 //
-// Publish returns the event's ID. If ev.ID is empty, one is assigned, unless the
-// Broker keeps no history: a random prefix and a counter in base 36. Publish returns
-// [ErrDuplicateID], and the ID, if the ID is in the history, in whatever topic, so
-// that publishing an event again does no harm. It returns
-// [ErrEnded] if one of the topics has ended, [ErrClosed] after Shutdown, and the error
-// of [Event.AppendText] if ev cannot be sent. If Publish returns an error, no client
-// receives the event.
+// Publish returns the event's ID. If ev.ID is empty and the Broker keeps a history,
+// Publish assigns an ID: a random prefix and a counter in base 36. If ev.ID is in
+// the history, of whatever topic, Publish returns it with [ErrDuplicateID], so it is
+// safe to publish an event again. It returns [ErrEnded] if one of the topics has
+// ended, [ErrClosed] after Shutdown, and the error of [Event.AppendText] if ev
+// cannot be sent. If Publish returns an error, it has sent nothing.
 func (b *Broker) Publish(ev Event, topics ...string) (id string, err error) {
 	return b.publish(ev, topics, nil)
 }
 
-// Set is Publish, and makes ev the value of the key in each of the topics, in place
-// of the one before. It is for a state of which only the newest value of each key
-// matters, such as prices, presence or progress:
+// Set publishes ev as [Broker.Publish] does, and makes it the value of key in each
+// of the topics. Use Set if only the newest value of each key matters, as for
+// prices, presence or progress:
 //
 //	broker.Set("ACME", sse.Event{Type: "price", Data: price}, "prices")
 //
-// The newest value of each key is kept beyond the history, until it is replaced or
-// removed. A client without a last event ID first receives the newest value of every
-// key of its topics, in the order they were published, and then what is published
-// from then on. A client that is behind is not sent values that were replaced
-// meanwhile: it receives the newest of each key once, and all other events. A
-// client whose last event is not in the history receives the event "gap", the newest
-// value of every key, and then the rest of the history. CatchUp, if set, is called
-// instead of that, and for a client without an ID.
+// A client without a last event ID, or every new client if History is negative,
+// first receives the values of its topics, in the order they were published. A
+// client that is behind receives only the newest value of each key, and all other
+// events. CatchUp, if set, is called instead for new clients and after a gap.
 //
-// Set and Publish may be mixed in a topic. An event in several topics is replaced in
-// each of them separately.
-//
-// HistoryBytes and HistoryAge do not evict the kept events, of which there is one for
-// each key and topic; Stats has their number. Each takes some 220 bytes besides the
-// text of the key and of the event. If users choose the keys, limit them.
-// Reset forgets all keys, and a topic that has ended forgets its keys when its end
-// leaves the history.
+// A value is kept, whatever HistoryBytes and HistoryAge are, until it is replaced or
+// removed, until Reset, or until the end of its topic leaves the history. If users
+// choose the keys, limit their number, which is in [Stats]: each takes some 220
+// bytes besides the key and the event. An event in several topics is replaced in
+// each separately. Set and Publish may be mixed.
 func (b *Broker) Set(key string, ev Event, topics ...string) (id string, err error) {
 	key = strings.Clone(key) // may be part of a long text
 	return b.publish(ev, topics, func(t *topic, f *frame) { b.setKeyLocked(t, key, f) })
 }
 
-// Remove is Publish, and forgets the key in each of the topics. Clients that are here
-// or come back receive ev, which says that the key is gone; a client without a last
-// event ID receives neither ev nor the old value.
+// Remove publishes ev as [Broker.Publish] does, and removes the value of key, if
+// there is one, from each of the topics. ev tells clients that the key is gone; a
+// client without a last event ID receives neither ev nor the value.
 func (b *Broker) Remove(key string, ev Event, topics ...string) (id string, err error) {
 	return b.publish(ev, topics, func(t *topic, _ *frame) { b.forgetKeyLocked(t, key) })
 }
@@ -294,28 +280,19 @@ func (b *Broker) publish(ev Event, topics []string, each func(*topic, *frame)) (
 	return f.id, nil
 }
 
-// End declares that nothing more will be published to the topics. If no topic is
-// named, it is the default topic. A client all of whose topics have ended receives
-// what it is still owed and an event of type "end", with empty data and a reserved
-// ID. Then its stream closes, for good:
+// End ends the topics permanently. A client all of whose topics have ended receives
+// the pending events and the event "end", with ID "sse-end", and its stream closes;
+// see "Ending a stream" in the package documentation. A client with other topics
+// continues with those. A loop over Subscribe ends with [ErrEnded].
 //
-//	source.addEventListener("end", () => source.close())
+// A client that connects later, without a last event ID and to ended topics only,
+// receives their events in the history, or what CatchUp yields, and then the end. If
+// one of its topics has not ended, it begins with the next event; see [Earliest].
 //
-// A page that does not close its EventSource comes back with that ID, and is answered
-// 204, which stops it. A client with other topics too goes on with those. For a loop
-// over Subscribe, the end is [ErrEnded].
-//
-// A client that comes later without a last event ID, to topics that have all ended,
-// receives what the history holds of them, and then the end. With a topic that has
-// not ended among them it begins with the next event, as ever; use [Earliest] for
-// more. CatchUp is called first, if it is set.
-//
-// A topic stays ended as long as the history holds its end or a subscriber from before
-// the end is there. After that the name is that of a new topic, so a name is best used
-// once. End is idempotent. It returns [ErrClosed] after Shutdown.
-//
-// A Broker for each job, ended by b.End(), is a fine design too: it takes 1.6 KB and its
-// history.
+// A topic stays ended while its end is in the history or a subscriber from before
+// the end is connected. After that, its name denotes a new topic, so use a name only
+// once, or use a Broker for each job, which takes 1.6 KB and its history. To end a
+// topic again has no effect. End returns [ErrClosed] after Shutdown.
 func (b *Broker) End(topics ...string) error {
 	b.mu.Lock()
 	defer b.unlock()
@@ -341,10 +318,10 @@ func (b *Broker) End(topics ...string) error {
 	return nil
 }
 
-// LastEventID returns the ID of the newest event, or an ID that stands for the
-// beginning if there is none yet. A stream opened with it, for example by a page
-// that was rendered with it, has exactly the events published after this call. It
-// returns "" if the Broker keeps no history.
+// LastEventID returns the ID of the newest event, or an ID for the position before
+// the first event. A stream opened with it, for example by a page that was rendered
+// with it, has exactly the events published after this call. LastEventID returns ""
+// if the Broker keeps no history. It may be called after Shutdown.
 func (b *Broker) LastEventID() string {
 	b.mu.Lock()
 	defer b.unlock()
@@ -352,19 +329,19 @@ func (b *Broker) LastEventID() string {
 	return b.log.idAfter(b.log.head)
 }
 
-// Reset drops the history and begins a new one. It is for a Broker that publishes
-// the events of another log, when it has missed some of them. Every client, now
-// connected or not, then has a gap: CatchUp is called for it, or it receives the
-// event "gap" and what is published from now on.
+// Reset discards the history and all values of Set. Use it if the Broker publishes
+// the events of another log and has missed some of them. Every subscriber, and every
+// client that reconnects, then has a gap: CatchUp is called, or the client receives
+// the event "gap" and what is published from then on.
 //
-// lastEventID is the ID of the event in that log right before the new history. A
-// client that has seen it has no gap. If it is "", the Broker assigns one. Earlier
-// IDs are forgotten and may be published again.
+// lastEventID is the ID of the event in that log right before the new history. Only
+// a client that reconnects with it has no gap. If lastEventID is "", the Broker
+// assigns one. Earlier IDs are forgotten and may be published again.
 //
-// Reset waits for no client and takes time in proportion to their number. It
+// Reset waits for no client. The time it takes is proportional to their number. It
 // returns [ErrClosed] after Shutdown, [ErrDuplicateID] if the Broker assigned
-// lastEventID, and the error of [Event.AppendText] if lastEventID cannot be sent.
-// If Reset returns an error, it has done nothing.
+// lastEventID, and the error of [Event.AppendText] if lastEventID cannot be sent. If
+// Reset returns an error, it has done nothing.
 func (b *Broker) Reset(lastEventID string) error {
 	if err := (Event{ID: lastEventID}).check(); err != nil {
 		return err
@@ -1585,26 +1562,26 @@ func (s *subscriber) goOn(since uint64, upTo, lastID string, yielded bool) []*fr
 
 // ----- Clients -----
 
-// Serve answers r with the stream of these topics and blocks until the stream
-// ends. If no topic is named, it is the default topic. The client first receives
-// what it missed since its [LastEventID]; a client without one begins with the next
-// event published. Code before and after the call can authorize, count and log.
+// Serve answers r with the stream of these topics and blocks until the stream ends.
+// The client receives the events published after its [LastEventID], or, if it has
+// none, from now on; CatchUp, Set and End say what may come first. Code before and
+// after the call can authorize, count and log.
 //
 //	err := broker.Serve(w, r, "room/"+room, "announcements")
 //
+// The headers are those of [NewWriter]. HEAD is answered with the headers alone; all
+// other methods are accepted and receive the event "end" too. After Shutdown, as
+// beyond MaxClients, a client receives only a reconnection time.
+//
 // Serve returns why the stream ended: an error that wraps [ErrClientLeft],
 // [ErrTooSlow], [ErrClosed], [ErrFull], [ErrEnded] or [ErrDisconnected], an error of
-// CatchUp, or [http.ErrNotSupported] if w cannot be flushed, as for [NewWriter]. It
-// returns nil only for a HEAD request, which it answers with the headers alone.
+// CatchUp or for MaxAge, or [http.ErrNotSupported] as NewWriter does. It returns nil
+// only for HEAD. The stream also ends when r's context is done. The error then wraps
+// the context's cause ([context.WithCancelCause]), if it has one; otherwise it is
+// ErrClientLeft, because net/http cancels the context too when the client leaves.
 //
-// The stream ends when r's context is done. If the context has a cause
-// ([context.WithCancelCause]), Serve returns an error that wraps it; otherwise the
-// error is ErrClientLeft, because net/http cancels the context too when the client
-// leaves.
-//
-// The response to a GET over HTTP/1.1 is not chunked, which saves writes: the stream
-// ends with its connection. A truncated stream is still not taken for a finished
-// one, because only the event "end" finishes a Broker's stream.
+// To save writes, the response to a GET over HTTP/1.1 is not chunked and ends with
+// its connection. Only a stream with the event "end" is complete.
 func (b *Broker) Serve(w http.ResponseWriter, r *http.Request, topics ...string) error {
 	if answerEnded(w, r) {
 		return ErrEnded
@@ -1637,31 +1614,26 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // Detach is Serve for very many clients: it begins the stream, takes the connection
 // over from net/http and returns true at once. A client then costs its socket and
-// about 2 KB, where a running handler costs about 28 KB. When the stream ends, Detach
-// calls done exactly once, if it is not nil, with what Serve would have returned:
+// about 2 KB, and over TLS the memory of crypto/tls, where a running handler costs
+// about 28 KB. When the stream ends, Detach calls done exactly once, if it is not
+// nil, with the error that Serve would have returned:
 //
 //	online.Add(user)
 //	broker.Detach(w, r, func(error) { online.Remove(user) }, "prices")
 //
 // The stream bypasses middleware that wraps w, and does not end with the request's
-// context. The handler must not use w after the call. A client that closes its
-// connection is noticed by the next write to it, at the latest by the next
-// keep-alive; on Linux, a client that vanished is noticed about WriteTimeout later.
+// context. The handler must not use w after the call. If a client closes its
+// connection, the next write to it fails, at the latest the next keep-alive. On
+// Linux, the stream of a client that stops responding ends about WriteTimeout later.
 //
-// done may be called before Detach returns, or from another goroutine. Shutdown
-// waits for it, so it must not call Shutdown. A panic in done is logged.
-//
-// If Detach cannot take the connection over, it serves the client as Serve does, and
-// returns false when the stream has ended. That is so if
+// done may be called before Detach returns, or from another goroutine. A panic in
+// done is logged. Detach returns false if it refuses the client. In these cases it
+// serves the client as Serve does and returns false at the end:
 //
 //   - the client speaks HTTP/2, or the server is not net/http's, as in package fcgi;
 //   - a ResponseWriter that wraps the server's has neither Hijack nor Unwrap;
-//   - the request has a body;
-//   - the request has an X-Varnish header, because Varnish holds back the beginning
-//     of a response without chunks.
-//
-// It also returns false if the client was turned away. Over TLS, a client costs the
-// memory of crypto/tls as well.
+//   - the method is HEAD, or the request has a body;
+//   - the request has an X-Varnish header: Varnish delays unchunked responses.
 func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error), topics ...string) (detached bool) {
 	if done == nil {
 		done = func(error) {}
@@ -1702,21 +1674,16 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 	return true
 }
 
-// Disconnect ends the streams of all clients and loops over Subscribe that have one
-// of the topics, detached clients included, and returns how many they were. If no
-// topic is named, it is the default topic.
+// Disconnect ends the streams of all subscribers that have one of the topics,
+// detached clients included, with [ErrDisconnected], and returns their number.
 //
 //	sessions.Delete(user)
 //	broker.Disconnect("user/" + user)
 //
-// Nothing published after the call reaches them, and nothing that they were still
-// owed: only a write that is under way is completed. Their streams end with
-// [ErrDisconnected], after a reconnection time as from Shutdown, and a call of CatchUp
-// that runs for one is canceled. The clients will come back, so revoke their access
-// first. A request that was authorized before and is served after the call is not
-// found; MaxAge bounds how long it is served.
-//
-// Disconnect waits for no client, and Publish does not wait for Disconnect.
+// A write in progress is completed; pending and later events are not sent. The
+// context of a running CatchUp is canceled. Clients will reconnect, so revoke their
+// access first. A request that was authorized before the call but reaches Serve
+// after it is not affected; see MaxAge. Disconnect waits for no client.
 func (b *Broker) Disconnect(topics ...string) int {
 	n := 0
 	b.mu.Lock()
@@ -1737,8 +1704,8 @@ func (b *Broker) Disconnect(topics ...string) int {
 	return n
 }
 
-// Clients returns how many clients have the topic now, in constant time. Loops over
-// Subscribe are not counted.
+// Clients returns, in constant time, how many clients have the topic now. It does
+// not count loops over Subscribe.
 func (b *Broker) Clients(topic string) int {
 	b.mu.Lock()
 	defer b.unlock()
@@ -2079,17 +2046,18 @@ func (b *Broker) lookAtIdleLocked(s *subscriber) {
 
 // ----- In-process -----
 
-// Subscribe returns an iterator over the events of the topics, for consumers in the
-// process. If no topic is named, it is the default topic. The subscription begins
-// and ends with the loop. It begins with the events after lastEventID or, if that is
-// "", with the next event published. To begin before the loop does, call LastEventID
-// at that moment. The loop receives what a client would, including the event "gap"
-// and what CatchUp yields. Publish does not wait for a slow loop, which catches up
-// from the history as a client does.
+// Subscribe returns an iterator over the events of the topics, for code in the
+// process. A loop receives what a client with this lastEventID would, including the
+// event "gap" and what CatchUp yields. The subscription begins and ends with the
+// loop; to begin at an earlier moment, pass what LastEventID returned at that
+// moment. The iterator may be used more than once, also concurrently; each loop
+// begins after lastEventID.
 //
-// Iteration blocks until there is an event. It ends with an error and a zero Event:
-// the cause of ctx's end, [ErrClosed] after Shutdown, [ErrEnded] when all topics have
-// ended, [ErrDisconnected], or CatchUp's error.
+// Iteration blocks until there is an event. Publish does not wait for a slow loop,
+// which catches up from the history, or has a gap if events it missed were evicted.
+// The loop ends with an error and a zero Event: the cause of ctx's end, [ErrClosed]
+// after Shutdown, [ErrEnded] after the end of all topics, [ErrDisconnected], or
+// CatchUp's error.
 func (b *Broker) Subscribe(ctx context.Context, lastEventID string, topics ...string) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		if lastEventID == endID {
@@ -2134,17 +2102,14 @@ var errStop = errors.New("sse: loop left")
 // ----- Shutdown and Stats -----
 
 // Shutdown ends all streams and refuses new ones. Each client first receives the
-// events it is still owed, and a random reconnection time from Retry up to twice
-// that. Shutdown blocks until the last client and the last loop over Subscribe have
-// left. It must not be called from such a loop, from CatchUp, or from a function
-// given to Detach. If ctx is done before that, Shutdown disconnects the clients that
-// are left and returns the cause of ctx's end.
+// pending events and a reconnection time; see Retry. Shutdown blocks until the last
+// subscriber has left, and so does any later call. If ctx is done before that,
+// Shutdown disconnects the remaining ones and returns the cause of ctx's end. It
+// must not be called from a loop over Subscribe, from CatchUp, or from a function
+// given to Detach, because it waits for them.
 //
-// [http.Server.Shutdown] waits for handlers, and not for detached clients, so shut
-// down the Broker first:
+// [http.Server.Shutdown] waits for handlers, not detached clients; call it second:
 //
-//	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-//	defer cancel()
 //	broker.Shutdown(ctx)
 //	srv.Shutdown(ctx)
 //
@@ -2193,12 +2158,10 @@ var errCut = fmt.Errorf("%w, client cut off before it had all its events", ErrCl
 // Stats holds statistics about a Broker. Clients, Subscribers, Topics and Keys are
 // current values; the others are totals since first use.
 type Stats struct {
-	// Clients is the number of clients being served, and Subscribers that of
-	// running loops over Subscribe.
+	// Clients is the number of clients, Subscribers that of loops over Subscribe only.
 	Clients, Subscribers int
 
-	// Topics is the number of topics that have a subscriber or an event in the
-	// history.
+	// Topics is the number of topics with a subscriber or an event in the history.
 	Topics int
 
 	// Keys is the number of values kept, one for each key and topic.
@@ -2207,11 +2170,11 @@ type Stats struct {
 	// Published is the number of events published.
 	Published int64
 
-	// Delivered is the number of events handed out to clients and subscribers.
-	// What a client was sent and did not read before it was cut off is counted.
+	// Delivered is the number of events sent to clients and yielded to loops, counted
+	// for each of them, even if a client did not read them.
 	Delivered int64
 
-	// Replayed is the part of Delivered that was published before the client came.
+	// Replayed is the part of Delivered that was published before the subscriber came.
 	Replayed int64
 
 	// TooSlow is the number of clients disconnected with ErrTooSlow.
@@ -2220,8 +2183,8 @@ type Stats struct {
 	// TurnedAway is the number of clients refused with ErrFull.
 	TurnedAway int64
 
-	// Gaps is the number of times a client's position was not in the history. If it
-	// grows without a restart, the history is too small.
+	// Gaps is the number of times a subscriber's position was not in the history. If
+	// it grows without a restart, the history is too small.
 	Gaps int64
 }
 

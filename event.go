@@ -31,22 +31,19 @@ const endType = "end"
 // endFrame is that event as it is written to a stream. It is not for Subscribe.
 var endFrame = &frame{id: endID, body: "event: " + endType + "\ndata: \n\n", mark: true}
 
-// An Event is one message of an event stream.
-//
-// An Event with only Retry set changes the client's reconnection time and is not
-// dispatched as a message. The zero Event is a message with empty data.
+// An Event is one message of an event stream. The zero Event is a message with empty
+// data. An Event with only Retry set is not a message: it changes the client's
+// reconnection time; a [Broker] assigns it an ID and keeps it too.
 //
 // See https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream.
 type Event struct {
-	// ID is what the client sends back as Last-Event-ID when it reconnects. If "",
-	// a [Broker] that keeps a history assigns an ID, and in other streams the event
-	// has none. In a Broker an ID must be unique among the events of all topics, and
-	// all clients may see it.
+	// ID is what the client sends back as Last-Event-ID when it reconnects. If "", a
+	// Broker that keeps a history assigns one; other streams send none. In a Broker,
+	// IDs must be unique among all topics, and all clients may see them.
 	//
 	// An ID must be valid UTF-8 of at most 1 KiB, without control characters and
-	// without a space at either end. [Earliest] and "sse-end" are reserved. Prefer
-	// ASCII: some clients, such as npm's eventsource, cannot reconnect after any
-	// other ID.
+	// without a space at either end. Earliest and "sse-end" are reserved. Prefer
+	// ASCII: some clients, such as npm's eventsource, cannot reconnect after others.
 	ID string
 
 	// Type is the event type under which a browser dispatches the event. If "", it
@@ -57,13 +54,13 @@ type Event struct {
 	// CR, LF and CRLF in it as LF, and U+FFFD for bytes that are not valid UTF-8.
 	Data string
 
-	// Retry is the client's new reconnection time, sent in whole milliseconds,
-	// rounded down. If 0, the client's reconnection time is not changed. It must not
-	// be negative or less than a millisecond.
+	// Retry is the client's new reconnection time, sent in whole milliseconds, rounded
+	// down. It must not be negative or less than a millisecond. If 0, none is sent.
 	Retry time.Duration
 }
 
-// JSON returns an Event whose Data is v as encoded by [json.Marshal].
+// JSON returns an Event whose Data is v as encoded by [json.Marshal], or an error
+// that wraps that of json.Marshal.
 func JSON(v any) (Event, error) {
 	data, err := json.Marshal(v)
 	if err != nil {
@@ -303,12 +300,11 @@ func parseRetry(value string) (retry time.Duration, ok bool) {
 	return time.Duration(min(ms, most)) * time.Millisecond, true
 }
 
-// A Decoder reads the events of a stream as a browser's EventSource does. Create
-// one with [NewDecoder]. Lines may end in LF, CR or CRLF. A byte order mark at the
+// A Decoder reads the events of a stream as a browser's EventSource does. Create one
+// with [NewDecoder]. Lines may end in LF, CR or CRLF. A byte order mark at the
 // start, comments and unknown fields are skipped, an event that the stream's end
-// cuts off is discarded, and bytes that are not valid UTF-8 are read as U+FFFD.
-//
-// A Decoder is not safe for concurrent use by multiple goroutines.
+// cuts off is discarded, and bytes that are not valid UTF-8 are read as U+FFFD. A
+// Decoder is not safe for concurrent use by multiple goroutines.
 //
 // See https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation.
 type Decoder struct {
@@ -344,16 +340,14 @@ func (d *Decoder) LastEventID() string { return d.lastID }
 // Retry returns the reconnection time that the stream set last, or 0 if it set none.
 func (d *Decoder) Retry() time.Duration { return d.wait }
 
-// Decode returns the next event. It blocks until there is one.
+// Decode returns the next event. It blocks until there is an event or an error.
 //
-// The event's ID is the one that the stream set last, for this event or for an
-// earlier one. Its Type is "" if the stream set none. Its Retry is always 0, because
-// a reconnection time is not part of an event; see [Decoder.Retry].
+// The event's ID is the one that the stream set last, for this or an earlier event.
+// Its Type is "" if none was set. Its Retry is always 0; see [Decoder.Retry].
 //
 // Decode returns [io.EOF] at the end of the stream, [io.ErrUnexpectedEOF] if the
 // stream ends within an event that has data, an error that wraps [ErrEventTooLarge],
-// or the error of the reader. Once Decode has returned an error, all later calls
-// return the same error.
+// or the error of the reader. After an error, all later calls return the same error.
 func (d *Decoder) Decode() (Event, error) {
 	for d.err == nil {
 		var line []byte

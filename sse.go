@@ -1,6 +1,6 @@
-// Package sse implements Server-Sent Events for net/http servers. A client
-// receives every event once and in order, even across reconnects, as long as the
-// events it missed are still in the broker's history.
+// Package sse implements Server-Sent Events for net/http servers. A client receives
+// every event once and in order, even across reconnects, as long as the events it
+// missed are still in the broker's history.
 //
 //	package main
 //
@@ -31,43 +31,47 @@
 //
 // # Which one to use
 //
-// A [Broker] sends events to many clients. As an [http.Handler] it serves one
-// public stream. For anything else, call one of its methods in a handler of your
-// own, which decides who may read what:
+// A [Broker] sends events to many clients. As an [http.Handler] it serves one public
+// stream. For anything else, call one of its methods in a handler of your own, which
+// decides who may read what:
 //
-//   - [Broker.Serve] streams any number of topics to a client. A topic is a
-//     string, such as "room/42"; an event goes to the subscribers of the topics
-//     it is published to.
-//   - [Broker.Detach] does the same for tens of thousands of clients. It needs no
-//     goroutine for each of them.
-//   - [Broker.Subscribe] is for consumers in the process.
+//   - [Broker.Serve] streams any number of topics to a client. A topic is a string,
+//     such as "room/42".
+//   - [Broker.Detach] does the same for tens of thousands of clients. Over HTTP/1.1,
+//     an idle client has no goroutine; over HTTP/2, Detach works like Serve.
 //
-// [Broker.Publish] sends an event to all of them. [Broker.Set] is Publish for a
-// state, such as prices, of which clients need only the newest value of each key.
+// [Broker.Publish] sends an event to the clients of its topics. [Broker.Set] also
+// makes it the value of a key, such as a price: a slow client skips values that were
+// replaced. [Broker.Subscribe] is for code in the process, not for handlers.
 //
 // A stream for one client only, such as the answer of a language model, needs no
 // Broker. [Serve] streams the events that an iterator yields. [NewWriter] is for
-// handlers that send each event themselves.
+// handlers that send each event themselves. To read a stream, use a [Client], which
+// reconnects, or a [Decoder] for a single response.
 //
-// To read a stream, use a [Client], which reconnects, or a [Decoder] for a single
-// response.
+// # Reconnects and gaps
 //
-// # Reconnects, gaps and ends
+// A client that reconnects sends the ID of the last event it received. The Broker
+// first sends it the events published after that one, from a history in memory. If
+// that event is not in the history, because it was evicted or because the program
+// was restarted, there is a gap: the client receives an event of type "gap" and then
+// the events in the history, or what [Broker.CatchUp] yields. A Broker that keeps a
+// history loses events in no other case.
 //
-// A client whose connection is cut comes back with the ID of the last event it
-// received. The Broker first sends it what was published since, from a history in
-// memory. If that event is not in the history, because it was evicted or because
-// the program was restarted, there is a gap. The client then receives an event of
-// type "gap" and what the history has, or what [Broker.CatchUp] yields. Unless the
-// Broker keeps no history, an event is lost only in such a gap.
+// A slow client delays nobody else. It catches up from the history, and is
+// disconnected if a write to it takes longer than [Broker.WriteTimeout].
 //
-// A slow client delays neither publishers nor other clients. It catches up from
-// the history, and is disconnected if it does not take a write within
-// [Broker.WriteTimeout].
+// # Ending a stream
 //
-// An EventSource reconnects after the end of every stream. To finish one for good,
-// call [Broker.End], or yield [ErrEnded] to Serve: the client receives an event of
-// type "end".
+// An EventSource reconnects after the end of every stream. To end a stream
+// permanently, call [Broker.End], or yield [ErrEnded] from the iterator given to
+// [Serve] or from CatchUp. The client receives an event of type "end", with empty
+// data and the reserved ID "sse-end", and the page closes its EventSource:
+//
+//	source.addEventListener("end", () => source.close())
+//
+// If the page does not, its next request has that ID. A GET or HEAD request with
+// that ID is answered with status 204, which stops an EventSource.
 //
 // # Format
 //
@@ -97,52 +101,49 @@ import (
 )
 
 // Errors returned when a stream ends or an event is refused. Test for them with
-// [errors.Is].
+// [errors.Is]. [Broker.Detach] passes those of [Broker.Serve] to done.
 var (
-	// ErrClientLeft is returned by [Broker.Serve], [Serve] and the methods of
-	// [Writer] when the client has closed the connection, or when the request's
-	// context was canceled without a cause. The error wraps what a write returned.
+	// ErrClientLeft is returned by Broker.Serve, Serve and the methods of Writer when
+	// the client has closed the connection, or the request's context was canceled
+	// without a cause. It also wraps the error of a write that failed.
 	ErrClientLeft = errors.New("sse: client left")
 
-	// ErrTooSlow is returned by [Broker.Serve], [Serve] and the methods of [Writer]
-	// when the client was disconnected because it did not take a write within
-	// WriteTimeout.
+	// ErrTooSlow is returned by Broker.Serve, Serve and the methods of Writer when a
+	// write exceeded WriteTimeout, and by Broker.Serve also because of HistoryBytes.
 	ErrTooSlow = errors.New("sse: client too slow")
 
-	// ErrEnded is returned by [Serve] and [Broker.Serve] when the stream has ended for
-	// good, and by [Broker.Publish] for a topic that has ended. The iterators of
-	// [Client.Events] and [Broker.Subscribe] yield it last. An iterator given to
-	// Serve, or CatchUp, yields it to end the stream for good.
+	// ErrEnded is returned by Serve and Broker.Serve when the stream has ended
+	// permanently, and by Broker.Publish, Set and Remove if a topic has ended.
+	// Client.Events and Broker.Subscribe yield it last. An iterator given to Serve or
+	// returned by CatchUp yields it to end the stream permanently.
 	ErrEnded = errors.New("sse: stream has ended for good")
 
-	// ErrClosed is returned by all methods of a [Broker] that publish, serve or
-	// subscribe after [Broker.Shutdown].
+	// ErrClosed is returned by Broker.Publish, Set, Remove, End, Reset and Serve, and
+	// yielded by Broker.Subscribe, after Broker.Shutdown.
 	ErrClosed = errors.New("sse: broker is shut down")
 
-	// ErrDisconnected is returned by [Broker.Serve] when [Broker.Disconnect] ended
-	// the stream.
+	// ErrDisconnected is returned by Broker.Serve, and yielded by Broker.Subscribe,
+	// when Broker.Disconnect ended the stream.
 	ErrDisconnected = errors.New("sse: disconnected")
 
-	// ErrFull is returned by [Broker.Serve] when the Broker already has MaxClients
-	// clients.
+	// ErrFull is returned by Broker.Serve when there are MaxClients clients already.
 	ErrFull = errors.New("sse: too many clients")
 
-	// ErrDuplicateID is returned by [Broker.Publish] when an event with this ID is
-	// still in the history, and by [Broker.Reset] for an ID that the Broker assigned.
+	// ErrDuplicateID is returned by Broker.Publish, Set and Remove for an ID that is
+	// in the history, and by these and Broker.Reset for one that the Broker assigned.
 	ErrDuplicateID = errors.New("sse: duplicate event ID")
 
-	// ErrEventTooLarge is returned by [Decoder.Decode] when an event is larger than
-	// [Decoder.MaxEventBytes].
+	// ErrEventTooLarge is returned by Decoder.Decode, and yielded by Client.Events,
+	// when an event is larger than MaxEventBytes.
 	ErrEventTooLarge = errors.New("sse: event is larger than the decoder's limit")
 )
 
-// LastEventID returns the ID of the last event that the client of r has seen. It
-// is the value of the Last-Event-ID header, which a browser sends when it
-// reconnects, or else of the query parameter lastEventId, with which a page sets
-// where its first connection begins. If r has neither, it is "". The value is
-// supplied by the client and is not validated.
-//
-// See https://html.spec.whatwg.org/multipage/server-sent-events.html#the-last-event-id-header.
+// LastEventID returns the ID of the last event that the client of r has seen: the
+// value of the Last-Event-ID header, which a browser sends when it reconnects, or
+// else of the query parameter lastEventId, which a page can add to the URL of its
+// first connection. It returns "" if r has neither. The value is supplied by the
+// client and is not validated. See
+// https://html.spec.whatwg.org/multipage/server-sent-events.html#the-last-event-id-header.
 func LastEventID(r *http.Request) string {
 	if id := r.Header.Get("Last-Event-ID"); id != "" {
 		return id
@@ -150,63 +151,45 @@ func LastEventID(r *http.Request) string {
 	return r.URL.Query().Get("lastEventId")
 }
 
-// Earliest is a last event ID that stands for the place before the oldest event in
-// the history of a [Broker]. A page whose URL has ?lastEventId=earliest receives all
-// that the history has of its topics: 10,000 events of 100 bytes are 1.25 MB, and some
-// 0.8 ms of CPU time for each such page. No event can have this ID.
+// Earliest is the last event ID of a client that has seen no event in the history of
+// a [Broker]. With ?lastEventId=earliest in its URL, a page receives the values of
+// [Broker.Set] and all events in the history of its topics. For each such page,
+// 10,000 events of 100 bytes are 1.25 MB and take some 0.8 ms of CPU time. No event
+// can have this ID.
 const Earliest = "earliest"
 
 // Serve streams events to one client and blocks until the sequence has ended:
 //
 //	err := sse.Serve(w, r, answer(r.Context(), r.FormValue("prompt")))
 //
-// Serve sends the headers of [NewWriter] at once and flushes after each event.
-// While the sequence is silent, it sends a comment every 15 seconds. It answers
-// HEAD with the headers alone.
+// Serve sends the headers of [NewWriter] at once, each event as it is yielded, and a
+// comment after 15 seconds without an event. It allows 10 seconds for each write of
+// up to 64 KiB. HEAD is answered with the headers alone.
 //
 // When the sequence ends, the stream ends, and an EventSource reconnects after its
-// reconnection time. If the sequence yields [ErrEnded] last, the stream ends for
-// good: the client receives an event of type "end" with empty data and a reserved
-// ID, and the page closes its EventSource:
+// reconnection time. If the sequence yields [ErrEnded] last, the stream ends
+// permanently, with the event "end"; see "Ending a stream" in the package
+// documentation. Only GET receives it, since clients that use other methods do not
+// reconnect by themselves. The sequence does not run for a GET with the ID
+// "sse-end".
 //
-//	source.addEventListener("end", () => source.close())
+// After any other error, and after an event that cannot be sent, Serve aborts the
+// response, so that the client does not mistake the stream for a complete one. Over
+// HTTP/1.0, and if w does not support write deadlines, the client cannot see the
+// difference. The stream begins with the ID in r's Last-Event-ID header, so that a
+// browser keeps it if the connection fails before the first event.
 //
-// If a page does not, its next request has the reserved ID. Serve answers a GET or
-// HEAD with that ID with status 204, which stops an EventSource, and does not run
-// the sequence. Serve sends the event only in response to GET, because clients
-// that use other methods do not reconnect by themselves.
-//
-// After any other error, and after an event that cannot be sent, Serve breaks the
-// stream off, so that the client does not take it for finished. Over HTTP/1.0, and
-// if w does not support write deadlines, the client cannot see the difference. The
-// first block of the stream repeats the request's Last-Event-ID header as an ID,
-// so that a browser that is cut off before the first event keeps its place.
-//
-// Serve returns nil if the sequence ended, and ErrEnded if it ended for good.
-// Otherwise it returns an error that wraps [ErrClientLeft] or [ErrTooSlow], the
-// error that the sequence yielded, the error of [Event.AppendText] for an event
-// that cannot be sent, or [http.ErrNotSupported] as NewWriter does.
+// Serve returns nil if the sequence ended, and ErrEnded if the stream has ended
+// permanently. Otherwise it returns the error that the sequence yielded, the error
+// of [Event.AppendText], or one that wraps [ErrClientLeft], [ErrTooSlow], the cause
+// of r's context ([context.WithCancelCause]) or, as from NewWriter,
+// [http.ErrNotSupported].
 //
 // The sequence must watch r.Context(), because Serve cannot interrupt it: the
 // handler returns only when the sequence yields or ends. [http.Server.Shutdown]
-// waits for that too, and does not end the context; see the example "Shutdown".
-// This sequence yields what it receives from a channel:
-//
-//	func(yield func(sse.Event, error) bool) {
-//		for {
-//			select {
-//			case ev, ok := <-events:
-//				if !ok || !yield(ev, nil) {
-//					return
-//				}
-//			case <-r.Context().Done():
-//				return
-//			}
-//		}
-//	}
-//
-// It then no longer receives from the channel, so senders must also select on
-// r.Context().Done().
+// waits for that too, and does not end the context; see the example "Shutdown". If
+// the sequence receives from a channel, it must also select on r.Context().Done(),
+// and so must the senders; see the example "Channel".
 func Serve(w http.ResponseWriter, r *http.Request, events iter.Seq2[Event, error]) error {
 	if answerEnded(w, r) {
 		return ErrEnded
@@ -244,47 +227,47 @@ func firstBlock(id string) []byte {
 
 // ----- Client -----
 
-// A Client reads event streams and reconnects when a stream ends. The zero value
-// is ready for use. A Client is safe for concurrent use by multiple goroutines.
-// Its fields must not be changed after first use.
+// A Client reads event streams and reconnects when a stream ends. The zero value is
+// ready for use. A Client is safe for concurrent use by multiple goroutines. Its
+// fields must not be changed after first use.
 //
-// A Client is for streams without an end. To read the response to a single
-// request, such as a POST to a language model, use NewDecoder(resp.Body).All():
-// a Client repeats its request whenever a stream ends, and each request may cost
-// money.
+// A Client repeats its request. If a request must be sent only once, such as a POST
+// to a language model, use NewDecoder(resp.Body).All() instead.
 type Client struct {
-	// HTTPClient sends the requests. If nil, it is [http.DefaultClient]. Its Timeout
-	// is ignored, because it would end each stream.
+	// HTTPClient sends the requests. If nil, it is http.DefaultClient. Its Timeout is
+	// ignored, because it would end each stream.
 	HTTPClient *http.Client
 
-	// Retry is the time between a connection's end and the next connection, until
-	// the stream sets another. If 0, it is 3 seconds.
+	// Retry is the time between a connection's end and the next connection, until the
+	// stream sets another. If 0 or negative, it is 3 seconds.
 	Retry time.Duration
 
-	// MaxWait is the longest time between connections that fail, unless the server
-	// asks for a longer one. If 0, it is 1 minute.
+	// MaxWait is the longest wait after a failed connection, unless Retry-After or
+	// twice the reconnection time is longer. If 0, it is 1 minute; if negative, waits
+	// do not grow.
 	MaxWait time.Duration
 
-	// ReadTimeout is how long the Client waits for the next byte, of the response's
-	// headers, an event or a comment, before it considers the connection dead and
-	// reconnects. The time spent in the loop's body does not count. If 0, it is 5
-	// minutes; if negative, there is no limit.
+	// ReadTimeout is how long the Client waits for the next byte of a response,
+	// headers included, before it considers the connection dead and reconnects. Time
+	// in the loop's body does not count. If 0, it is 5 minutes; if negative, there is
+	// no limit.
 	ReadTimeout time.Duration
 
-	// MaxEventBytes is the limit on the size of one event, as in [Decoder].
+	// MaxEventBytes is the limit on the size of one event, as in Decoder. If 0, it is
+	// 16 MiB; if negative, there is no limit.
 	MaxEventBytes int
 
-	// Logger receives a record at level Warn before each reconnection, with the
-	// reason and the time until then. If nil, it is [slog.Default].
+	// Logger receives a record at level Warn before each reconnection, with the reason
+	// and the time until then. If nil, it is slog.Default().
 	Logger *slog.Logger
 
-	// CheckRetry, if not nil, is called right before each reconnection. It may
-	// change r, which is about to be sent, for example its Authorization header or
-	// its URL; a change applies to this connection only. err is why the last
-	// connection ended: [io.EOF] if the server closed it, a [*ResponseError] if the
-	// server answered with a status. If CheckRetry returns an error, the loop ends
-	// with that error. CheckRetry is not called, and cannot cause a reconnection,
-	// if the Client's rules end the loop.
+	// CheckRetry, if not nil, is called right before each reconnection, and
+	// concurrently if several loops run. It may change r, which is about to be sent,
+	// such as its Authorization header or its URL; a change applies to this connection
+	// only, but a new Last-Event-ID is kept. err is why the last connection ended:
+	// io.EOF if the server closed it, a *ResponseError if the response was not a
+	// stream. If CheckRetry returns an error, the loop ends with it. It is not called
+	// if the loop ends for another reason.
 	CheckRetry func(r *http.Request, err error) error
 }
 
@@ -299,44 +282,37 @@ type Client struct {
 //	}
 //
 // The loop continues until its body leaves it, r's context is done, or the server
-// ends the stream for good. An error is yielded last, with a zero Event. Errors
-// after which the Client reconnects are not yielded; CheckRetry and Logger receive
-// them.
+// ends the stream permanently. An error is yielded last, with a zero Event.
+// CheckRetry and Logger receive the errors after which the Client reconnects.
 //
 // For each connection, Events sends a clone of r, with Accept and Cache-Control set
-// unless r has them. It does not change r. If r has a body, it needs GetBody to be
-// sent more than once.
+// unless r has them. If r has a body, it needs GetBody to be sent more than once.
 //
-// Resuming: the first request has r's own Last-Event-ID header. Later requests have
-// the ID that the stream set last, even if that was several connections ago. They
-// have none if the stream has set an empty ID or one that a header cannot hold.
-// [Event.ID] of an event without an ID is the ID of the event before it, even
-// across connections.
+// Resuming: the first request has r's own Last-Event-ID header. Later ones have the
+// ID that the stream set last, even on an earlier connection, or none if that is
+// empty or not valid in a header. An event without an ID is yielded with that one.
 //
-// Waiting: a connection is healthy if it brought an event, or lasted longer than
-// the wait before it. After a healthy connection, the wait is the reconnection time
-// that the stream set last, or else Retry. After other connections it is a random
-// time between w and 2w, where w starts at that same time and doubles up to half of
-// MaxWait. A Retry-After header sets a minimum. A wait ends when r's context is
-// done.
+// Waiting: a connection is healthy if it brought an event, or lasted longer than the
+// wait before it. After a healthy connection, the wait is the reconnection time that
+// the stream set last, or else Retry. After any other, it is a random time between w
+// and 2w. At the first failure in a row, w is the reconnection time; it doubles with
+// each further one, up to half of MaxWait. A Retry-After header sets a minimum.
 //
 // The Client reconnects if a connection fails, the first one included, if the stream
 // ends or cannot be read, after ReadTimeout, and after status 408, 425, 429 or 5xx.
 // In all other cases the loop ends with an error:
 //
-//   - [ErrEnded] after status 204, or after the event by which a [Broker] or [Serve]
-//     ends a stream for good; that event is not yielded
-//   - a [*ResponseError] after any other status, or if the Content-Type is not
-//     text/event-stream
+//   - [ErrEnded] after status 204, or in place of the event "end" of this package
+//   - a [*ResponseError] after any other status or a wrong Content-Type
 //   - an error that wraps [ErrEventTooLarge] for an event beyond MaxEventBytes
-//   - the cause of r's context when it is done
+//   - the cause of r's context when it is done, even during a wait
 //   - the error of CheckRetry
 //   - another error if the request cannot be sent, if it cannot be sent again
 //     because it has no GetBody, or if the server's certificate is not valid
 //
-// A loop has one connection at a time and no goroutine of its own. Leaving the loop
-// closes the connection. The iterator may be used more than once; each loop begins
-// with r.
+// A loop has one connection at a time and no goroutine of its own. Leaving it closes
+// the connection. The iterator may be used more than once; each loop begins with r.
+// See https://html.spec.whatwg.org/multipage/server-sent-events.html#sse-processing-model.
 func (c *Client) Events(r *http.Request) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		l := &clientLoop{

@@ -37,15 +37,13 @@ const (
 // A Writer writes an event stream to one client. Create one with [NewWriter].
 //
 // Its methods are safe for concurrent use by multiple goroutines. After a write has
-// failed, or the handler has returned, they do nothing and return an error. The
+// failed, or the handler has returned, they write nothing and return an error. The
 // handler must not return while a method is running.
 type Writer struct {
 	// WriteTimeout is the time allowed for each write of up to 64 KiB. A client that
 	// exceeds it is disconnected. If 0, it is 10 seconds; if negative, there is no
-	// limit. It must be set before the first call of a method.
-	//
-	// Over HTTP/2 it ends the stream only. If the client has stopped reading the
-	// whole connection, WriteByteTimeout in [http.HTTP2Config] ends that.
+	// limit. It must be set before the first call of a method. Over HTTP/2 it ends the
+	// stream only; WriteByteTimeout in http.HTTP2Config ends the connection.
 	WriteTimeout time.Duration
 
 	mu         mutex
@@ -96,7 +94,8 @@ func (m mutex) Unlock() { <-m }
 //
 // r may have any method. The handler must read the body of a POST before it calls
 // NewWriter. If that body was chunked, the HTTP/1.1 connection is closed with the
-// stream. HEAD is answered with the headers alone, and Send then returns an error.
+// stream. HEAD is answered with the headers alone, and Send returns
+// [http.ErrBodyNotAllowed].
 //
 // If w cannot be flushed, the client receives status 500, and NewWriter returns an
 // error that wraps [http.ErrNotSupported] and names the ResponseWriter that lacks
@@ -296,11 +295,11 @@ func addDate(h http.Header) {
 	}
 }
 
-// Send writes the events in one flush. It blocks until the connection has taken
-// them, for at most WriteTimeout for each 64 KiB. If an event cannot be represented,
-// Send writes none of them and returns the error of [Event.AppendText]; the stream
-// continues. An error that wraps [ErrClientLeft] or [ErrTooSlow] means that the
-// stream has ended.
+// Send writes the events in one flush. It blocks until the connection has accepted
+// them. If an event cannot be represented, Send writes none of them and returns the
+// error of [Event.AppendText]; the stream continues. Any other error, such as
+// [ErrClientLeft] or [ErrTooSlow], means that the stream has ended. It is
+// ErrClientLeft after the handler has returned.
 func (w *Writer) Send(events ...Event) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -316,8 +315,8 @@ func (w *Writer) Send(events ...Event) error {
 
 // Comment writes text as a comment, which clients ignore. It keeps the connection
 // alive and is visible in curl. Each CR, LF and CRLF in text begins a new comment
-// line. Comment blocks and fails as Send does, and also fails if text is not valid
-// UTF-8.
+// line. Comment blocks and fails as Send does, and also if text is not valid UTF-8.
+// See https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes.
 func (w *Writer) Comment(text string) error {
 	if !utf8.ValidString(text) {
 		return fmt.Errorf("sse: comment %s is not valid UTF-8", quote(text))
