@@ -46,6 +46,8 @@ type Writer struct {
 	// stream only; WriteByteTimeout in http.HTTP2Config ends the connection.
 	WriteTimeout time.Duration
 
+	// mu guards what follows noDeadline. It is nil in a Broker's Writer, which one
+	// goroutine uses.
 	mu         mutex
 	w          http.ResponseWriter
 	rc         *http.ResponseController
@@ -955,17 +957,20 @@ func (w *worker) serve(c *conn) (more bool) {
 		switch {
 		case err == errWouldWait:
 			go c.attend(r.frames, r.skip, then)
-			w.batch = nil // next has kept it
+			w.batch = nil // attend uses it
 			return false
 		case err != nil || then == last:
-			c.close(err)
+			if c.raw == nil {
+				go c.close(err) // TLS may wait to say goodbye
+			} else {
+				c.close(err)
+			}
 			return false
 		case c.raw == nil && w.queue.hasReplaced(w):
 			c.attend(w.batch[:0], 0, again)
 			return false
 		}
 	}
-	w.batch = nil // next has kept it
 	return true
 }
 
