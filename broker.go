@@ -180,7 +180,7 @@ func (b *Broker) initLocked() {
 	b.warned = map[string]time.Time{}
 	b.log = newEventLog(b.History, b.HistoryBytes, b.HistoryAge)
 	b.announced = b.log.tail
-	b.conns = newConnQueue()
+	b.conns = newConnQueue(b.writeTimeout())
 }
 
 // unlock unlocks mu and gives the signals that were collected while it was held:
@@ -1667,7 +1667,7 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 		}
 	}()
 	s.came(r)
-	c := takeOver(w, r, b.WriteTimeout)
+	c := takeOver(w, r, b.conns)
 	if c == nil {
 		err = s.stream(w, r)
 		return false

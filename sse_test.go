@@ -8463,12 +8463,10 @@ func TestDetachedDeadPeerIsNoticed(t *testing.T) {
 	}
 }
 
-// setUnanswered replaces what the system tells of all peers, until t ends. It is for
-// tests that begin their bubble, or their server, after it.
-func setUnanswered(t *testing.T, told func() byte) {
-	system := unanswered
-	unanswered = func(net.Conn) byte { return told() }
-	t.Cleanup(func() { unanswered = system })
+// setUnanswered replaces what the system tells b of all peers, before any comes.
+func setUnanswered(b *Broker, told func() byte) {
+	b.LastEventID() // a Broker is prepared by its first use
+	b.conns.unanswered = func(net.Conn) byte { return told() }
 }
 
 // What bounds a write does not bound CatchUp, which may take its time behind one.
@@ -8927,7 +8925,7 @@ func TestMembersLeaveWhileTheyAreWoken(t *testing.T) {
 // queue that has a single worker what the others get shows whose turn it was.
 func TestConnectionsTakeTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		q := newConnQueue()
+		q := newConnQueue(time.Hour)
 		q.most = 1
 		turns, pushed, had := 0, make(chan struct{}), false
 		q.push(turnConn(t, func() step {
@@ -8953,7 +8951,7 @@ func turnConn(t *testing.T, next func() step) *conn {
 	client, server := net.Pipe()
 	go io.Copy(io.Discard, client)
 	t.Cleanup(func() { client.Close() })
-	return &conn{conn: server, source: turnSource(next), timeout: -1}
+	return &conn{conn: server, source: turnSource(next), queue: newConnQueue(-1)}
 }
 
 func (s turnSource) next(batch []*frame) ([]*frame, step) {
@@ -9098,7 +9096,7 @@ func TestEachWriteToASocketIsTimed(t *testing.T) {
 	wireCheck(t, err)
 	defer server.Close()
 	timed := &timedSource{}
-	c := &conn{conn: server, source: timed, timeout: time.Hour}
+	c := &conn{conn: server, source: timed, queue: newConnQueue(time.Hour)}
 	c.raw, err = server.(*net.TCPConn).SyscallConn()
 	wireCheck(t, err)
 	large := &frame{mark: true, body: strings.Repeat("x", 16<<20)}
@@ -9172,12 +9170,10 @@ func TestDetachedClientWhoseSystemDoesNotAnswerIsCutOff(t *testing.T) {
 		}, time.Hour, time.Hour + 7500*time.Millisecond, time.Hour + 12*time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			var came atomic.Int64
-			setUnanswered(t, func() byte { return tt.told(time.Since(time.Unix(0, came.Load()))) })
 			synctest.Test(t, func(t *testing.T) {
 				start := time.Now()
-				came.Store(start.UnixNano())
 				b := &Broker{WriteTimeout: tt.timeout, KeepAlive: -1}
+				setUnanswered(b, func() byte { return tt.told(time.Since(start)) })
 				s := detachBroker(t, b)
 				c := s.get("/", "")
 				synctest.Wait()
@@ -9271,8 +9267,8 @@ func TestCutOffDetachedClientIsReset(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var told atomic.Int32
-			setUnanswered(t, func() byte { return byte(told.Load()) })
 			b := &Broker{WriteTimeout: 40 * time.Millisecond, KeepAlive: time.Hour}
+			setUnanswered(b, func() byte { return byte(told.Load()) })
 			c := detachTCP(t, b)
 			told.Store(int32(tt.silent))
 			b.Publish(Event{Data: tt.data})
@@ -9294,8 +9290,8 @@ func TestDetachedClientThatMakesRoomHasAnswered(t *testing.T) {
 	}
 	var told atomic.Int32
 	told.Store(1) // has not answered, but not for long
-	setUnanswered(t, func() byte { return byte(told.Load()) })
 	b := &Broker{WriteTimeout: time.Hour}
+	setUnanswered(b, func() byte { return byte(told.Load()) })
 	c := detachTCP(t, b)
 	b.mu.Lock()
 	// A socket of the system knows no fake time.
