@@ -135,7 +135,7 @@ type Broker struct {
 	// after it.
 	mu         sync.Mutex
 	log        eventLog
-	topics     map[string]*topic // those with a subscriber or a frame in the log
+	topics     map[string]*topic // those that exist
 	subs       members           // all subscribers
 	clients    int               // the subscribers that count against MaxClients
 	announced  uint64            // the first frame that waiting subscribers were not woken for
@@ -180,7 +180,7 @@ func (b *Broker) initLocked() {
 	b.warned = map[string]time.Time{}
 	b.log = newEventLog(b.History, b.HistoryBytes, b.HistoryAge)
 	b.announced = b.log.tail
-	b.conns = newConnQueue()
+	b.conns = newConnQueue(b.writeTimeout())
 }
 
 // unlock unlocks mu and gives the signals that were collected while it was held:
@@ -313,7 +313,7 @@ func (b *Broker) End(topics ...string) error {
 	b.log.number(f)
 	b.appendLocked(f, open, nil)
 	for _, t := range f.topics {
-		t.ended, t.before = f.seq, len(t.members)
+		t.ended, t.owed = f.seq, len(t.members)
 	}
 	return nil
 }
@@ -384,7 +384,7 @@ const minQueue = 256
 type place struct {
 	seq    uint64    // 0 if the frame was never in a log
 	topics []*topic  // sorted by name; without those in which it was replaced
-	key    string    // if keyed
+	events uint64    // number of events published up to it
 	size   int       // what it counts against HistoryBytes
 	at     time.Time // zero if the log keeps frames of any age
 }
@@ -420,8 +420,8 @@ type eventLog struct {
 
 	slots      []*frame // a power of two; the frame numbered seq is at seq modulo that
 	tail, head uint64
-	size       int // of all frames
-	ends       int // how many of them are no events
+	size       int    // of all frames
+	events     uint64 // number of events up to head
 	prefix     string
 	ids        map[string]uint64
 	before     string // ID of the position before tail; "" if none was told
@@ -478,20 +478,27 @@ func (l *eventLog) append(f *frame) {
 	}
 	l.head = f.seq
 	l.slots[f.seq&uint64(len(l.slots)-1)] = f
-	f.size = f.measure()
-	l.size += f.size
-	if f.isEnd {
-		l.ends++
+	if !f.isEnd { // which takes no place in the history from events
+		l.events++
+		f.size = f.measure()
 	}
+	f.events = l.events
+	l.size += f.size
 }
 
-// overfull reports whether the oldest frame need not be kept any longer. Ends do not
-// push out events that the history is to keep.
+// overfull reports whether the oldest frame need not be kept any longer.
 func (l *eventLog) overfull(now time.Time) bool {
-	events, most := l.len()-l.ends, max(l.history, minQueue)
-	return events > most || l.ends > most ||
-		l.bytes >= 0 && l.size > l.bytes && (events > 1 || events == 1 && l.at(l.tail).isEnd) ||
-		l.len() > minQueue && l.expired(l.at(l.tail), now)
+	if l.len() == 0 {
+		return false
+	}
+	oldest, most := l.at(l.tail), max(l.history, minQueue)
+	events := int(l.events - oldest.events) // and the oldest, unless it is an end
+	if !oldest.isEnd {
+		events++
+	}
+	return events > most || l.len()-events > most ||
+		events > 1 && l.bytes >= 0 && l.size > l.bytes ||
+		l.len() > minQueue && l.expired(oldest, now)
 }
 
 func (l *eventLog) expired(f *frame, now time.Time) bool {
@@ -508,9 +515,6 @@ func (l *eventLog) evict() *frame {
 	}
 	l.tail++
 	l.size -= f.size
-	if f.isEnd {
-		l.ends--
-	}
 	l.before = f.id
 	return f
 }
@@ -573,10 +577,10 @@ func (l *eventLog) replayFrom(now time.Time) uint64 {
 	if l.history < 0 {
 		return l.head + 1
 	}
-	n := min(l.len(), l.history+l.ends)
-	first := l.head + 1 - uint64(n)
-	return first + uint64(sort.Search(n, func(i int) bool {
-		return !l.expired(l.at(first+uint64(i)), now)
+	return l.tail + uint64(sort.Search(l.len(), func(i int) bool {
+		f := l.at(l.tail + uint64(i))
+		isNew := l.events-f.events < uint64(l.history) // of so many events after it
+		return isNew && !l.expired(f, now)
 	}))
 }
 
@@ -649,7 +653,8 @@ const (
 	signalsAtOnce = 64
 )
 
-// A topic exists as long as it has a subscriber or a frame in the log.
+// A topic exists as long as it has a subscriber, a frame in the log, or a key. mu guards
+// all but name and self, which do not change.
 //
 // Whenever mu is free:
 //
@@ -666,7 +671,7 @@ type topic struct {
 	unaware, aware int
 	clients        int    // members that are clients
 	ended          uint64 // number of the frame that says so; 0: it has not ended
-	before         int    // ended: members from before that
+	owed           int    // ended: members that are to be told: those who came before, or to topics that had all ended
 
 	// The newest value of each key, in the log or not, and the same in order with
 	// some that were replaced since and have lost this topic.
@@ -681,7 +686,7 @@ func (b *Broker) setKeyLocked(t *topic, key string, f *frame) {
 	if t.keys == nil {
 		t.keys = map[string]*frame{}
 	}
-	f.key, f.keyed = key, true
+	f.keyed = true
 	t.keys[key] = f
 	t.values = append(t.values, f)
 	t.refs++
@@ -747,9 +752,9 @@ func (s *subscriber) hasKeys() bool {
 }
 
 // forgetEnd makes t a new topic if its end is before the log and nobody is there who
-// came before the end.
+// is to be told.
 func (t *topic) forgetEnd(tail uint64) {
-	if t.ended < tail && t.before == 0 {
+	if t.ended < tail && t.owed == 0 {
 		t.ended = 0
 	}
 }
@@ -814,15 +819,16 @@ func (m *members) remove(s *subscriber, nth int) {
 // Whenever mu is free:
 //
 //  1. log.tail ≤ Broker.announced ≤ log.head+1, for all subscribers.
-//  2. If a subscriber waits, no frame from cursor up to announced is for it. So
-//     waking it also moves its cursor up to announced, past what others published.
+//  2. If a subscriber waits, no frame from cursor up to announced is for it: its
+//     cursor was after the newest frame as it began to wait. So waking it also moves
+//     its cursor up to announced, past what others published.
 //  3. If a subscriber does not wait, somebody will call next for it: its own
 //     goroutine, or whoever has its connection. Before it waits it has looked at
-//     the whole log, at end, and at idle.
+//     the whole log and at each reason to say something or to end.
 //  4. Only next sets waiting. Only a subscriber that waits is woken: another
 //     would skip frames.
-//  5. Whoever clears waiting gives one signal: a token, or a place in the queue of
-//     connections. A connection whose subscriber waits has no owner, any other
+//  5. Whoever clears waiting, other than next and leave, gives one signal: a token,
+//     or a place in the queue of connections. A connection whose subscriber waits has no owner, any other
 //     has one: the queue, a worker or a goroutine. Only the owner uses it.
 //  6. A cursor before log.tail means that frames were missed only if one of the
 //     subscriber's topics lost one from there on, after state. After a Reset all
@@ -848,6 +854,7 @@ type subscriber struct {
 	places  []int    // index in members of each topic, and in Broker.subs
 	cursor  uint64   // the first frame it has not considered
 	state   uint64   // up to this frame, only values of keys are for it
+	owedEnd bool     // all topics had ended when it came
 	untold  bool     // no position is told before the cursor is past state
 	waiting bool     // for a frame, an end, or a reason to say something
 	lost    bool     // what comes after lastID is not in the log
@@ -932,6 +939,11 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) error {
 		}
 		s.expires = b.expiryLocked()
 	}
+	if s.owedEnd = s.hasEnded(); s.owedEnd {
+		for _, t := range s.topics {
+			t.owed++
+		}
+	}
 	b.startLocked(s, lastID)
 	b.startSweepLocked()
 	return nil
@@ -960,7 +972,7 @@ func (b *Broker) startLocked(s *subscriber, lastID string) {
 		lastID, s.lastID = "", ""
 	}
 	switch {
-	case lastID == Earliest, lastID == "" && b.CatchUp == nil && s.hasEnded():
+	case lastID == Earliest, lastID == "" && b.CatchUp == nil && s.owedEnd:
 		s.lastID = b.replayLocked(s, first)
 	case lastID == "" && b.CatchUp != nil:
 		s.lost = true
@@ -987,8 +999,8 @@ func (b *Broker) leave(s *subscriber, reason error) {
 	b.releaseHeldLocked(s)
 	for nth, t := range s.topics {
 		t.members.remove(s, nth)
-		if s.joined < t.ended {
-			t.before--
+		if s.joined < t.ended || s.owedEnd {
+			t.owed--
 			t.forgetEnd(b.log.tail)
 		}
 	}
@@ -1075,8 +1087,8 @@ func (b *Broker) waitLocked(s *subscriber) {
 	}
 }
 
-// stopWaitingLocked makes s read on, if it waits. Nothing up to announced is for
-// it.
+// stopWaitingLocked makes s read on, if it waits. Invariant 2 lets its cursor skip to
+// announced.
 func (b *Broker) stopWaitingLocked(s *subscriber) {
 	if !s.waiting {
 		return
@@ -1103,8 +1115,8 @@ func (b *Broker) wakeLocked(s *subscriber) {
 }
 
 // walkLocked calls visit for the members, from the last to the first, until it
-// returns false. It gives mu up now and then, so nobody waits long for it.
-// Those who join meanwhile are not visited.
+// returns false. It gives mu up now and then, so nobody waits long for it. Those who
+// join meanwhile may be visited or not.
 func (b *Broker) walkLocked(m *members, visit func(*subscriber) bool) {
 	n := 0
 	for i := len(*m) - 1; i >= 0; i = min(i, len(*m)) - 1 {
@@ -1382,7 +1394,7 @@ func (b *Broker) gapLocked(s *subscriber) *frame {
 }
 
 // endLocked ends the stream of s for this reason, unless it has ended for another
-// one. What is under way for it, it is told then.
+// one. A write that is under way is completed; then next says goodbye.
 func (b *Broker) endLocked(s *subscriber, reason error) {
 	if s.end != nil {
 		return
@@ -1397,8 +1409,8 @@ func (b *Broker) endLocked(s *subscriber, reason error) {
 	}
 }
 
-// endFor is endLocked for whoever sends to s, and does so no longer. It returns the
-// reason that s ended for.
+// endFor ends s on behalf of its sender, which stops sending, and returns the reason
+// that s ended for.
 func (s *subscriber) endFor(reason error) error {
 	s.b.mu.Lock()
 	defer s.b.unlock()
@@ -1434,15 +1446,15 @@ func (s *subscriber) deliver(ctx context.Context, batch []*frame, then step, sen
 				s.endFor(err)
 			}
 		case wait:
-			if s.signal == nil {
-				return nil
-			}
 			if buf != nil {
 				*buf = batch[:0]
 				batches.Put(buf)
 			}
+			if s.signal == nil {
+				return nil
+			}
 			batch = nil
-			<-s.signal
+			<-s.signal // wakeLocked gives it, or the context's end
 		}
 		if ctx.Err() != nil {
 			s.endFor(leftError(ctx))
@@ -1655,7 +1667,7 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 		}
 	}()
 	s.came(r)
-	c := takeOver(w, r, b.WriteTimeout)
+	c := takeOver(w, r, b.conns)
 	if c == nil {
 		err = s.stream(w, r)
 		return false
@@ -1730,6 +1742,7 @@ func (b *Broker) admit(w http.ResponseWriter, r *http.Request, topics []string) 
 	// A browser gives up for good on an answer that is no stream.
 	out := newWriter(w, r, b.WriteTimeout)
 	out.endless = true
+	defer out.finish()
 	if out.start(r) == nil {
 		out.write(appendFrames(nil, b.goodbye(err, s.repeatable(lastID))))
 	}

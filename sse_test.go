@@ -6138,6 +6138,55 @@ func TestEndsTakeNoPlaceInTheHistory(t *testing.T) {
 	}
 }
 
+// Nor do they let in more than the history is to keep, whatever its limit.
+func TestHistoryAmongEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		one := &Broker{History: 1}
+		for i := range 100 {
+			one.End(fmt.Sprint("before ", i))
+		}
+		for i := range 150 {
+			one.Publish(Event{Data: strconv.Itoa(i)})
+		}
+		for i := range 100 {
+			one.End(fmt.Sprint("after ", i))
+		}
+		followBroker(t, one, Earliest).want("149")
+
+		all := &Broker{History: math.MaxInt}
+		first, _ := all.Publish(Event{Data: "1"})
+		all.Publish(Event{Data: "2"})
+		all.End("job")
+		loop := followBroker(t, all, first)
+		loop.want("2")
+		all.Publish(Event{Data: "3"})
+		loop.want("3")
+		followBroker(t, all, Earliest).want("1 2 3")
+	})
+}
+
+// A client that comes to topics that have all ended is told so, however long CatchUp
+// takes and whatever is published meanwhile.
+func TestEndIsToldAfterALongCatchUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{History: 1}
+		calls := controlCatchUp(b)
+		b.End()
+		loop := followBroker(t, b, "")
+		call := <-calls
+		for range 300 { // so that the end leaves the history
+			b.Publish(Event{Data: "x"}, "other")
+		}
+		close(call.events)
+		if err := loop.ended(); !errors.Is(err, ErrEnded) {
+			t.Errorf("got %v, want ErrEnded", err)
+		}
+		if _, err := b.Publish(Event{Data: "new"}); err != nil {
+			t.Errorf("Publish once the client has left: %v", err)
+		}
+	})
+}
+
 // A loop that is slow is sent nothing more of its batch once it was disconnected.
 func TestDisconnectWithinALoop(t *testing.T) {
 	shutdown := func(b *Broker) {
@@ -6419,6 +6468,21 @@ func TestMaxClients(t *testing.T) {
 		fourth.want("1")
 		if got := b.Stats().Clients; got != 2 {
 			t.Errorf("clients: got %d, want 2", got)
+		}
+	})
+}
+
+// A client that is turned away and announced a body that it does not send holds its
+// connection no longer than another.
+func TestClientThatIsTurnedAwayAndDoesNotSendItsBody(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+		b := &Broker{MaxClients: 1, Logger: slog.New(slog.DiscardHandler)}
+		s := serve(t, b)
+		s.get("/", "").want("")
+		c := s.get("/", "Content-Length: 10\r\n")
+		time.Sleep(20 * time.Second)
+		if c.ended() == nil {
+			t.Error("its connection is open after 20 s")
 		}
 	})
 }
@@ -8399,12 +8463,10 @@ func TestDetachedDeadPeerIsNoticed(t *testing.T) {
 	}
 }
 
-// setUnanswered replaces what the system tells of all peers, until t ends. It is for
-// tests that begin their bubble, or their server, after it.
-func setUnanswered(t *testing.T, told func() byte) {
-	system := unanswered
-	unanswered = func(net.Conn) byte { return told() }
-	t.Cleanup(func() { unanswered = system })
+// setUnanswered replaces what the system tells b of all peers, before any comes.
+func setUnanswered(b *Broker, told func() byte) {
+	b.LastEventID() // a Broker is prepared by its first use
+	b.conns.unanswered = func(net.Conn) byte { return told() }
 }
 
 // What bounds a write does not bound CatchUp, which may take its time behind one.
@@ -8863,7 +8925,7 @@ func TestMembersLeaveWhileTheyAreWoken(t *testing.T) {
 // queue that has a single worker what the others get shows whose turn it was.
 func TestConnectionsTakeTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		q := newConnQueue()
+		q := newConnQueue(time.Hour)
 		q.most = 1
 		turns, pushed, had := 0, make(chan struct{}), false
 		q.push(turnConn(t, func() step {
@@ -8889,7 +8951,7 @@ func turnConn(t *testing.T, next func() step) *conn {
 	client, server := net.Pipe()
 	go io.Copy(io.Discard, client)
 	t.Cleanup(func() { client.Close() })
-	return &conn{conn: server, source: turnSource(next), timeout: -1}
+	return &conn{conn: server, source: turnSource(next), queue: newConnQueue(-1)}
 }
 
 func (s turnSource) next(batch []*frame) ([]*frame, step) {
@@ -9034,7 +9096,7 @@ func TestEachWriteToASocketIsTimed(t *testing.T) {
 	wireCheck(t, err)
 	defer server.Close()
 	timed := &timedSource{}
-	c := &conn{conn: server, source: timed, timeout: time.Hour}
+	c := &conn{conn: server, source: timed, queue: newConnQueue(time.Hour)}
 	c.raw, err = server.(*net.TCPConn).SyscallConn()
 	wireCheck(t, err)
 	large := &frame{mark: true, body: strings.Repeat("x", 16<<20)}
@@ -9108,12 +9170,10 @@ func TestDetachedClientWhoseSystemDoesNotAnswerIsCutOff(t *testing.T) {
 		}, time.Hour, time.Hour + 7500*time.Millisecond, time.Hour + 12*time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			var came atomic.Int64
-			setUnanswered(t, func() byte { return tt.told(time.Since(time.Unix(0, came.Load()))) })
 			synctest.Test(t, func(t *testing.T) {
 				start := time.Now()
-				came.Store(start.UnixNano())
 				b := &Broker{WriteTimeout: tt.timeout, KeepAlive: -1}
+				setUnanswered(b, func() byte { return tt.told(time.Since(start)) })
 				s := detachBroker(t, b)
 				c := s.get("/", "")
 				synctest.Wait()
@@ -9207,8 +9267,8 @@ func TestCutOffDetachedClientIsReset(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var told atomic.Int32
-			setUnanswered(t, func() byte { return byte(told.Load()) })
 			b := &Broker{WriteTimeout: 40 * time.Millisecond, KeepAlive: time.Hour}
+			setUnanswered(b, func() byte { return byte(told.Load()) })
 			c := detachTCP(t, b)
 			told.Store(int32(tt.silent))
 			b.Publish(Event{Data: tt.data})
@@ -9230,8 +9290,8 @@ func TestDetachedClientThatMakesRoomHasAnswered(t *testing.T) {
 	}
 	var told atomic.Int32
 	told.Store(1) // has not answered, but not for long
-	setUnanswered(t, func() byte { return byte(told.Load()) })
 	b := &Broker{WriteTimeout: time.Hour}
+	setUnanswered(b, func() byte { return byte(told.Load()) })
 	c := detachTCP(t, b)
 	b.mu.Lock()
 	// A socket of the system knows no fake time.
@@ -12074,7 +12134,7 @@ func (m *model) forgets(oldest modelEvent) bool {
 	}
 	return max(n, ends) > max(m.config.History, 256) && m.config.History != 0 ||
 		max(n, ends) > 10_000 ||
-		m.bytes > maxBytes && maxBytes > 0 && (n > 1 || n == 1 && oldest.isEnd) ||
+		m.bytes > maxBytes && maxBytes > 0 && n > 1 ||
 		n+ends > 256 && m.expired(oldest)
 }
 
@@ -12113,12 +12173,15 @@ func (m *model) moment(c *modelClient, id string) modelMoment {
 	if n == 0 {
 		n = 10_000
 	}
-	for _, e := range m.log[m.forgot:] {
-		if e.isEnd {
-			n++
+	now.first = len(m.log) // of the newest n events, and ends among and after them
+	for n = max(n, 0); now.first > m.forgot && n > 0; now.first-- {
+		if !m.log[now.first-1].isEnd {
+			n--
 		}
 	}
-	now.first = max(m.forgot, len(m.log)-max(n, 0))
+	if n > 0 {
+		now.first = m.forgot
+	}
 	for now.first < len(m.log) && m.expired(m.log[now.first]) {
 		now.first++
 	}
@@ -12235,7 +12298,7 @@ func (m *model) end(which int) {
 	}
 	m.ended |= 1 << bit
 	m.ends[bit] = len(m.log)
-	m.log = append(m.log, modelEvent{isEnd: true, at: time.Now(), size: len(before) + len(m.names[bit])})
+	m.log = append(m.log, modelEvent{isEnd: true, at: time.Now()})
 	m.number++
 	m.places[m.prefix+strconv.FormatUint(m.number, 36)] = len(m.log)
 	m.evict()
@@ -12685,7 +12748,6 @@ func checkInvariants(t *testing.T, b *Broker) {
 	}
 	equal("size of the log", l.size, size)
 	equal("IDs of events in the log", len(l.ids), own)
-	equal("ends in the log", l.ends, ends)
 	most, events := max(l.history, minQueue), l.len()-ends
 	must(events <= most && ends <= most, "at most %d events and %d ends in the log, got %d and %d", most, most, events, ends)
 	must(l.bytes < 0 || l.size <= l.bytes || events <= 1, "at most %d bytes in the log, got %d", l.bytes, l.size)
@@ -12719,7 +12781,7 @@ func checkInvariants(t *testing.T, b *Broker) {
 			if s.client {
 				clientsOf[tp]++
 			}
-			if s.joined < tp.ended {
+			if s.joined < tp.ended || s.owedEnd {
 				before[tp]++
 			}
 			switch {
@@ -12763,17 +12825,20 @@ func checkInvariants(t *testing.T, b *Broker) {
 		must(tp.refs > 0 && tp.name == name, "topic %q to be referred to", name)
 		must(tp.newest <= l.head && tp.evicted < l.tail && tp.ended <= l.head, "topic %q to know of events published", name)
 		if tp.ended > 0 {
-			equal(what("members from before the end"), tp.before, before[tp])
+			equal(what("members that are to be told the end"), tp.owed, before[tp])
 		}
 		keys += len(tp.keys)
-		replaced, at := 0, uint64(0)
+		replaced, at, values := 0, uint64(0), map[*frame]bool{}
+		for _, f := range tp.keys {
+			values[f] = true
+		}
 		for _, f := range tp.values {
 			must(f.seq > at, "the values of topic %q in order", name)
 			at = f.seq
 			if !slices.Contains(f.topics, tp) {
 				replaced++
 			} else {
-				must(f.keyed && tp.keys[f.key] == f, "value %d of topic %q to be that of its key", f.seq, name)
+				must(f.keyed && values[f], "value %d of topic %q to be that of its key", f.seq, name)
 			}
 		}
 		equal(what("replaced values"), tp.replaced, replaced)

@@ -46,6 +46,8 @@ type Writer struct {
 	// stream only; WriteByteTimeout in http.HTTP2Config ends the connection.
 	WriteTimeout time.Duration
 
+	// mu guards what follows noDeadline. It is nil in a Broker's Writer, which one
+	// goroutine uses.
 	mu         mutex
 	w          http.ResponseWriter
 	rc         *http.ResponseController
@@ -606,15 +608,15 @@ type conn struct {
 	raw      syscall.RawConn // nil: there is no way to write without waiting
 	source   source
 	ctx      context.Context // for CatchUp
-	timeout  time.Duration   // WriteTimeout
-	answered time.Time       // when isSilent last found that the peer is there
-	suspect  bool            // whether the peer has left is to be checked; set before push
-	behind   *conn           // in the queue
+	queue    *connQueue
+	answered time.Time // when isSilent last found that the peer is there
+	suspect  bool      // whether the peer has left is to be checked; set before push
+	behind   *conn     // in the queue
 }
 
 // takeOver takes the connection over from w. It returns nil, having done nothing, if
 // that is impossible.
-func takeOver(w http.ResponseWriter, r *http.Request, timeout time.Duration) *conn {
+func takeOver(w http.ResponseWriter, r *http.Request, queue *connQueue) *conn {
 	if !endsWithConnection(r) {
 		return nil
 	}
@@ -624,7 +626,7 @@ func takeOver(w http.ResponseWriter, r *http.Request, timeout time.Duration) *co
 	}
 	c := &conn{
 		conn:     netConn,
-		timeout:  cmp.Or(timeout, defaultWriteTimeout),
+		queue:    queue,
 		answered: time.Now(),
 	}
 	// Only these very types: one that embeds them may do more than they.
@@ -736,19 +738,19 @@ func (c *conn) peerLeft() bool {
 func (c *conn) isSilent() bool {
 	now := time.Now()
 	silence := now.Sub(c.answered)
-	if c.timeout < 0 || silence < c.timeout/4 { // not worth a system call
+	if c.queue.timeout < 0 || silence < c.queue.timeout/4 { // not worth a system call
 		return false
 	}
-	n := unanswered(c.transport())
+	n := c.queue.unanswered(c.transport())
 	if n == 0 {
 		c.answered = now
 	}
-	return n > 1 && silence >= c.timeout/4*3 // some time passes before the first counts
+	return n > 1 && silence >= c.queue.timeout/4*3 // some time passes before the first counts
 }
 
 // unanswered returns how often in a row Linux has sent the peer the same again, or
-// asked it whether it has room again, without an answer. Tests replace it.
-var unanswered = func(conn net.Conn) byte {
+// asked it whether it has room again, without an answer.
+func unanswered(conn net.Conn) byte {
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok || runtime.GOOS != "linux" {
 		return 0
@@ -807,7 +809,10 @@ func (c *conn) transport() net.Conn {
 // nobody, but for a write over TLS, which cannot be tried: one that is stuck in such a
 // write is replaced by another, and attends to that connection alone from then on.
 type connQueue struct {
-	mu          sync.Mutex // guards all fields; taken after the Broker's
+	timeout    time.Duration       // WriteTimeout
+	unanswered func(net.Conn) byte // the function of that name, except in tests
+
+	mu          sync.Mutex // guards the fields below; taken after the Broker's
 	first, last *conn
 	workers     []*worker // those that take connections from the queue
 	most        int       // how many of them are started for what is pushed
@@ -818,7 +823,9 @@ type connQueue struct {
 // patience is after how long a worker that is stuck is replaced, and up to twice that.
 const patience = time.Millisecond
 
-func newConnQueue() *connQueue { return &connQueue{most: runtime.GOMAXPROCS(0)} }
+func newConnQueue(timeout time.Duration) *connQueue {
+	return &connQueue{timeout: timeout, unanswered: unanswered, most: runtime.GOMAXPROCS(0)}
+}
 
 // push adds c, which has no owner.
 func (q *connQueue) push(c *conn) {
@@ -955,17 +962,20 @@ func (w *worker) serve(c *conn) (more bool) {
 		switch {
 		case err == errWouldWait:
 			go c.attend(r.frames, r.skip, then)
-			w.batch = nil // next has kept it
+			w.batch = nil // attend uses it
 			return false
 		case err != nil || then == last:
-			c.close(err)
+			if c.raw == nil {
+				go c.close(err) // TLS may wait to say goodbye
+			} else {
+				c.close(err)
+			}
 			return false
 		case c.raw == nil && w.queue.hasReplaced(w):
 			c.attend(w.batch[:0], 0, again)
 			return false
 		}
 	}
-	w.batch = nil // next has kept it
 	return true
 }
 
