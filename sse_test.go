@@ -3512,7 +3512,7 @@ func TestHistoryBytesCountsTopics(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds")
 	}
-	const events, topics, bytes = 1000, 5000, 4 << 20
+	const events, topics, bytes = 1000, 2000, 2 << 20
 	var names []string
 	for i := range topics {
 		names = append(names, fmt.Sprint("topic ", i))
