@@ -17,6 +17,8 @@ import (
 	"unicode/utf8"
 )
 
+// ----- Event -----
+
 // maxIDBytes bounds an event ID: it comes back as a request header, and what
 // is longer is no ID that this package ever sent.
 const maxIDBytes = 1 << 10
@@ -161,6 +163,8 @@ func appendField(b []byte, field, value string) []byte {
 	return append(b, '\n')
 }
 
+// ----- Frames -----
+
 // A frame is an event as it is written to a stream.
 type frame struct {
 	id      string
@@ -299,6 +303,8 @@ func parseRetry(value string) (retry time.Duration, ok bool) {
 	ms, _ := strconv.ParseUint(value, 10, 64) // the largest if it is out of range
 	return time.Duration(min(ms, most)) * time.Millisecond, true
 }
+
+// ----- Decoder -----
 
 // A Decoder reads the events of a stream as a browser's EventSource does. Create one
 // with [NewDecoder]. Lines may end in LF, CR or CRLF. A byte order mark at the

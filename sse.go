@@ -100,6 +100,8 @@ import (
 	"time"
 )
 
+// ----- Errors -----
+
 // Errors returned when a stream ends or an event is refused. Test for them with
 // [errors.Is]. [Broker.Detach] passes those of [Broker.Serve] to done.
 var (
@@ -137,6 +139,8 @@ var (
 	// when an event is larger than MaxEventBytes.
 	ErrEventTooLarge = errors.New("sse: event is larger than the decoder's limit")
 )
+
+// ----- Serve -----
 
 // LastEventID returns the ID of the last event that the client of r has seen: the
 // value of the Last-Event-ID header, which a browser sends when it reconnects, or

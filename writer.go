@@ -21,6 +21,8 @@ import (
 	"unicode/utf8"
 )
 
+// ----- Writer -----
+
 const (
 	defaultKeepAlive    = 15 * time.Second
 	defaultWriteTimeout = 10 * time.Second
