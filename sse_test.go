@@ -4578,67 +4578,131 @@ func TestCatchUpThatTheRingOvertakesIsAskedAgain(t *testing.T) {
 	}
 }
 
-func TestCatchUpIsAskedAgainWhenTheHistoryHasMovedOn(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var log []string // all events ever
-		b := &Broker{History: 1}
-		add := func(n int) {
-			for range n {
-				log = append(log, strconv.Itoa(len(log)+1))
-				publishIDs(t, b, log[len(log)-1])
-			}
+// When CatchUp is called again, and with which ID. What concerns the bytes that a client
+// is sent is in TestCatchUpThatTheRingOvertakesIsAskedAgain.
+func TestWhatCatchUpIsAskedAgainFor(t *testing.T) {
+	publish := func(b *Broker, n int, topics ...string) {
+		for range n {
+			b.Publish(Event{Data: "x"}, topics...)
 		}
-		var asked []string
-		b.CatchUp = func(ctx context.Context, missed Missed) iter.Seq2[Event, error] {
-			return func(yield func(Event, error) bool) {
-				if asked = append(asked, missed.LastEventID); len(asked) == 1 {
-					add(2)
+	}
+	numbers := func(from, to int) (ids []string) {
+		for i := from; i <= to; i++ {
+			ids = append(ids, strconv.Itoa(i))
+		}
+		return ids
+	}
+	for _, test := range []struct {
+		name    string
+		history int
+		lastID  func(b *Broker) string // publishes what there is before the client
+		topic   string
+		answer  func(b *Broker, n int, missed Missed, yield func(Event) bool) // the nth call
+		after   func(b *Broker, l *brokerLoop)
+		asked   []string // "own" is what the client came with
+		want    string
+	}{
+		{
+			"the history has moved on", 1,
+			func(b *Broker) string { publishIDs(t, b, numbers(1, 10)...); return "4" }, "",
+			func(b *Broker, n int, missed Missed, yield func(Event) bool) {
+				if n == 1 {
+					publishIDs(t, b, "11", "12")
 				}
-				upTo, _ := strconv.Atoi(b.LastEventID())
 				from, _ := strconv.Atoi(missed.LastEventID)
-				for _, id := range log[from:upTo] {
-					if !yield(Event{ID: id, Data: id}, nil) {
+				to, _ := strconv.Atoi(b.LastEventID())
+				for _, id := range numbers(from+1, to) {
+					if !yield(Event{ID: id, Data: id}) {
 						return
 					}
 				}
-				if len(asked) == 1 {
-					add(1000) // more than the history holds, while the client is still here
+				if n == 1 { // more than the history holds, while the client is still here
+					publishIDs(t, b, numbers(13, 1012)...)
 				}
-			}
-		}
-		add(10)
-		loop := followBroker(t, b, "4")
-		add(3)
-		loop.want(strings.Join(log[4:], " "))
-		if want := []string{"4", "12"}; !slices.Equal(asked, want) {
-			t.Errorf("CatchUp was asked for %q, want %q", asked, want)
-		}
-	})
-}
-
-func TestCatchUpThatYieldsNothingIsAskedAgainFromWhereItStood(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := &Broker{History: 1}
-		calls := controlCatchUp(b)
-		publishIDs(t, b, "here")
-		loop := followBroker(t, b, "long ago", "quiet")
-		first := <-calls
-		for range 1000 { // while it reads a log that has nothing for the client
-			b.Publish(Event{Data: "x"}, "other", "quiet")
-		}
-		close(first.events)
-		second := <-calls
-		for range 1000 { // nor has what is published now
-			b.Publish(Event{Data: "x"}, "other")
-		}
-		close(second.events)
-		synctest.Wait()
-		b.Publish(Event{Data: "1"}, "quiet")
-		loop.want("1")
-		if first.id != "long ago" || second.id != "here" {
-			t.Errorf("CatchUp was asked for %q and %q, want long ago and here", first.id, second.id)
-		}
-	})
+			},
+			func(b *Broker, _ *brokerLoop) { publishIDs(t, b, numbers(1013, 1015)...) },
+			[]string{"own", "12"}, strings.Join(numbers(5, 1015), " "),
+		},
+		{
+			"it yielded nothing", 1,
+			func(b *Broker) string { publishIDs(t, b, "here"); return "long ago" }, "quiet",
+			func(b *Broker, n int, _ Missed, _ func(Event) bool) {
+				if n == 1 { // while it reads a log that has nothing for the client
+					publish(b, 1000, "other", "quiet")
+				} else { // nor has what is published now
+					publish(b, 1000, "other")
+				}
+			},
+			func(b *Broker, _ *brokerLoop) { b.Publish(Event{Data: "1"}, "quiet") },
+			[]string{"own", "here"}, "1",
+		},
+		{
+			"it always yields the same old snapshot", 10,
+			func(b *Broker) string { publishIDs(t, b, "old"); publish(b, 300); return "nobody" }, "",
+			func(_ *Broker, n int, _ Missed, yield func(Event) bool) {
+				if n <= 5 { // or it would never end
+					yield(Event{ID: "old", Data: "snapshot"})
+				}
+			},
+			func(b *Broker, _ *brokerLoop) { b.Publish(Event{Data: "1"}) },
+			[]string{"own"}, "snapshot 1",
+		},
+		{
+			"it yields nothing for an event that has left the history", 1,
+			func(b *Broker) string {
+				id, _ := b.Publish(Event{Data: "0"})
+				publish(b, 1000, "other")
+				return id
+			}, "",
+			func(*Broker, int, Missed, func(Event) bool) {},
+			func(b *Broker, _ *brokerLoop) { b.Publish(Event{Data: "1"}) },
+			[]string{"own"}, "1",
+		},
+		{
+			"there was no other event", -1,
+			func(*Broker) string { return "a" }, "",
+			func(*Broker, int, Missed, func(Event) bool) {},
+			func(b *Broker, l *brokerLoop) {
+				l.stall(true)
+				for i := range 300 {
+					b.Publish(Event{Data: "x"})
+					if i < 3 { // or it is given many at once
+						synctest.Wait()
+					}
+				}
+				l.stall(false)
+				synctest.Wait()
+				l.events()
+			},
+			[]string{"own", "own"}, "",
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := &Broker{History: test.history}
+				var asked []string
+				b.CatchUp = func(_ context.Context, missed Missed) iter.Seq2[Event, error] {
+					return func(yield func(Event, error) bool) {
+						asked = append(asked, missed.LastEventID)
+						test.answer(b, len(asked), missed, func(e Event) bool { return yield(e, nil) })
+					}
+				}
+				own := test.lastID(b)
+				loop := followBroker(t, b, own, test.topic)
+				test.after(b, loop)
+				loop.want(test.want)
+				want := slices.Clone(test.asked)
+				for i := range want {
+					if want[i] == "own" {
+						want[i] = own
+					}
+				}
+				if !slices.Equal(asked, want) {
+					t.Errorf("CatchUp was asked for %q, want %q", asked, want)
+				}
+			})
+		})
+	}
 }
 
 // A newcomer is asked for again, from where the log stood, if CatchUp yielded nothing
@@ -4694,50 +4758,6 @@ func TestNewcomerWhoseEmptyCatchUpTheRingOvertakesIsAskedForAgain(t *testing.T) 
 	}
 }
 
-// A CatchUp that always yields the same old snapshot is not asked for ever.
-func TestCatchUpWithAnOldIDIsAskedOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := &Broker{History: 10}
-		b.Publish(Event{Data: "0"})
-		asked := yieldAll(b, Event{ID: b.LastEventID(), Data: "snapshot"})
-		for range 300 {
-			b.Publish(Event{Data: "x"})
-		}
-		limit := b.CatchUp
-		b.CatchUp = func(ctx context.Context, missed Missed) iter.Seq2[Event, error] {
-			if len(*asked) > 5 {
-				return func(yield func(Event, error) bool) { yield(Event{}, errors.New("asked too often")) }
-			}
-			return limit(ctx, missed)
-		}
-		follower := followBroker(t, b, "nobody")
-		synctest.Wait()
-		b.Publish(Event{Data: "1"})
-		follower.want("snapshot 1")
-		if len(*asked) != 1 {
-			t.Errorf("CatchUp was called %d times, want once", len(*asked))
-		}
-	})
-}
-
-func TestCatchUpThatYieldsNothingForAnEvictedEventIsAskedOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := &Broker{History: 1}
-		asked := yieldAll(b)
-		b.Publish(Event{Data: "0"})
-		seen := b.LastEventID()
-		for range 1000 {
-			b.Publish(Event{Data: "x"}, "other")
-		}
-		loop := followBroker(t, b, seen)
-		b.Publish(Event{Data: "1"})
-		loop.want("1")
-		if !slices.Equal(*asked, []string{seen}) {
-			t.Errorf("CatchUp was asked for %q, want %q once", *asked, seen)
-		}
-	})
-}
-
 // Without a history every connection begins with what CatchUp yields, then live.
 func TestCatchUpWithoutAHistoryBeginsEveryConnection(t *testing.T) {
 	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
@@ -4754,30 +4774,6 @@ func TestCatchUpWithoutAHistoryBeginsEveryConnection(t *testing.T) {
 		if want := []string{"", "", "a"}; !slices.Equal(*asked, want) {
 			t.Errorf("CatchUp was asked for %q, want %q", *asked, want)
 		}
-	})
-}
-
-// If CatchUp yields nothing, the client's own last event is its last one still.
-func TestCatchUpIsAskedForTheSameEventIfThereWasNoOther(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := &Broker{History: -1}
-		calls := controlCatchUp(b)
-		loop := followBroker(t, b, "a")
-		close((<-calls).events)
-		synctest.Wait()
-		loop.stall(true)
-		for i := range 300 {
-			b.Publish(Event{Data: "x"})
-			if i < 3 { // or it is given many at once
-				synctest.Wait()
-			}
-		}
-		loop.stall(false)
-		call := <-calls
-		if call.id != "a" {
-			t.Errorf("CatchUp was asked for %q, want a", call.id)
-		}
-		close(call.events)
 	})
 }
 
