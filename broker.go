@@ -243,18 +243,18 @@ func (b *Broker) Publish(ev Event, topics ...string) (id string, err error) {
 // each separately. Set and Publish may be mixed.
 func (b *Broker) Set(key string, ev Event, topics ...string) (id string, err error) {
 	key = strings.Clone(key) // may be part of a long text
-	return b.publish(ev, topics, func(t *topic, f *frame) { b.setKeyLocked(t, key, f) })
+	return b.publish(ev, topics, func(f *frame) { b.setKeyLocked(f, key) })
 }
 
 // Remove publishes ev as [Broker.Publish] does, and removes the value of key, if
 // there is one, from each of the topics. ev tells clients that the key is gone; a
 // client without a last event ID receives neither ev nor the value.
 func (b *Broker) Remove(key string, ev Event, topics ...string) (id string, err error) {
-	return b.publish(ev, topics, func(t *topic, _ *frame) { b.forgetKeyLocked(t, key) })
+	return b.publish(ev, topics, func(f *frame) { b.forgetKeyLocked(f.topics, key) })
 }
 
-// publish is Publish, and calls each for the topics with the new frame.
-func (b *Broker) publish(ev Event, topics []string, each func(*topic, *frame)) (id string, err error) {
+// publish is Publish, and calls change with the new frame.
+func (b *Broker) publish(ev Event, topics []string, change func(*frame)) (id string, err error) {
 	if err := ev.check(); err != nil {
 		return "", err
 	}
@@ -275,7 +275,7 @@ func (b *Broker) publish(ev Event, topics []string, each func(*topic, *frame)) (
 	if f.id != "" && ev.isRetry() {
 		f.body += "\n" // or no client would remember the ID
 	}
-	b.appendLocked(f, topics, each)
+	b.appendLocked(f, topics, change)
 	b.stats.Published++
 	return f.id, nil
 }
@@ -486,7 +486,8 @@ func (l *eventLog) append(f *frame) {
 	l.size += f.size
 }
 
-// overfull reports whether the oldest frame need not be kept any longer.
+// overfull reports whether the oldest frame need not be kept any longer. Only more ends
+// than the history is to have events push events out.
 func (l *eventLog) overfull(now time.Time) bool {
 	if l.len() == 0 {
 		return false
@@ -584,18 +585,16 @@ func (l *eventLog) replayFrom(now time.Time) uint64 {
 	}))
 }
 
-// appendLocked appends f, which was identified, calls each for its topics, and wakes
+// appendLocked appends f, which was identified, calls change with it, and wakes
 // their waiting subscribers, or starts announce to do so.
-func (b *Broker) appendLocked(f *frame, names []string, each func(*topic, *frame)) {
+func (b *Broker) appendLocked(f *frame, names []string, change func(*frame)) {
 	f.topics = b.holdTopicsLocked(names)
 	if b.log.age > 0 { // the clock takes a fifth of the time of Publish
 		f.at = time.Now()
 	}
 	b.log.append(f)
-	if each != nil {
-		for _, t := range f.topics {
-			each(t, f)
-		}
+	if change != nil {
+		change(f)
 	}
 	audience := 0
 	for _, t := range f.topics {
@@ -680,53 +679,77 @@ type topic struct {
 	replaced int // how many in values were
 }
 
-// setKeyLocked makes f the value of the key in t.
-func (b *Broker) setKeyLocked(t *topic, key string, f *frame) {
-	b.forgetKeyLocked(t, key)
-	if t.keys == nil {
-		t.keys = map[string]*frame{}
-	}
+// setKeyLocked makes f the value of the key in each of its topics.
+func (b *Broker) setKeyLocked(f *frame, key string) {
+	b.forgetKeyLocked(f.topics, key)
 	f.keyed = true
-	t.keys[key] = f
-	t.values = append(t.values, f)
-	t.refs++
-	b.stats.Keys++
+	for _, t := range f.topics {
+		if t.keys == nil {
+			t.keys = map[string]*frame{}
+		}
+		t.keys[key] = f
+		t.values = append(t.values, f)
+		t.refs++
+		b.stats.Keys++
+	}
 }
 
-// forgetKeyLocked takes its topic t away from the value of the key, if there is one:
-// nobody is sent it any more because of t. The caller holds t by another reference.
-func (b *Broker) forgetKeyLocked(t *topic, key string) {
-	old := t.keys[key]
-	if old == nil {
-		return
-	}
-	var rest []*topic // a copy, since announce may be reading the slice
-	for _, other := range old.topics {
-		if other != t {
-			rest = append(rest, other)
+// forgetKeyLocked takes the topics away from the values of the key in them: nobody is
+// sent those any more because of one of the topics. The caller holds the topics by
+// another reference.
+func (b *Broker) forgetKeyLocked(topics []*topic, key string) {
+	for _, t := range topics {
+		if old := t.keys[key]; old != nil && hasTopic(old.topics, t) {
+			b.takeTopicsLocked(old, topics)
 		}
 	}
-	old.topics = rest
-	if old.seq >= b.log.tail {
+	for _, t := range topics {
+		old := t.keys[key]
+		if old == nil {
+			continue
+		}
+		if old.seq >= b.log.tail {
+			t.refs--
+		}
+		if t.replaced++; t.replaced > len(t.values)/2 {
+			t.values = slices.DeleteFunc(t.values, func(f *frame) bool { return !hasTopic(f.topics, t) })
+			t.replaced = 0
+		}
+		delete(t.keys, key)
 		t.refs--
-	} else if old.holders > 0 && b.isPinnable(old) {
-		b.pinned += old.size
+		b.stats.Keys--
+	}
+}
+
+// takeTopicsLocked takes the topics away from f, the value of a key in some of them.
+func (b *Broker) takeTopicsLocked(f *frame, topics []*topic) {
+	var rest []*topic // a copy, since announce may be reading the slice, having given mu up
+	for _, t := range f.topics {
+		if !hasTopic(topics, t) {
+			rest = append(rest, t)
+		}
+	}
+	f.topics = rest
+	if f.holders > 0 && b.isPinnable(f) {
+		b.pinned += f.size
 		b.pinnedN++
 	}
-	if t.replaced++; t.replaced > len(t.values)/2 {
-		t.values = slices.DeleteFunc(t.values, func(f *frame) bool { return !slices.Contains(f.topics, t) })
-		t.replaced = 0
+}
+
+// hasTopic reports whether t is one of the topics, which are sorted by name.
+func hasTopic(topics []*topic, t *topic) bool {
+	if len(topics) <= 8 {
+		return slices.Contains(topics, t)
 	}
-	delete(t.keys, key)
-	t.refs--
-	b.stats.Keys--
+	i := sort.Search(len(topics), func(i int) bool { return topics[i].name >= t.name })
+	return i < len(topics) && topics[i] == t
 }
 
 // forgetKeysLocked forgets all keys of t.
 func (b *Broker) forgetKeysLocked(t *topic) {
 	t.refs++
 	for key := range t.keys {
-		b.forgetKeyLocked(t, key)
+		b.forgetKeyLocked(t.self, key)
 	}
 	t.keys, t.values, t.replaced = nil, nil, 0
 	b.releaseTopicsLocked(t.self)
@@ -890,21 +913,7 @@ func (s *subscriber) wants(f *frame) bool {
 	if len(few) > len(many) {
 		few, many = many, few
 	}
-	if len(many) <= 8 {
-		for _, t := range few {
-			if slices.Contains(many, t) {
-				return true
-			}
-		}
-		return false
-	}
-	for _, t := range few {
-		i := sort.Search(len(many), func(i int) bool { return many[i].name >= t.name })
-		if i < len(many) && many[i] == t {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(few, func(t *topic) bool { return hasTopic(many, t) })
 }
 
 // join adds s, to begin after lastID.

@@ -479,6 +479,8 @@ func (l *clientLoop) connect(req *http.Request) (healthy bool, err error) {
 			return healthy || time.Since(begun) > l.waited, err
 		case ev.Type == endType && ev.ID == endID:
 			return true, ErrEnded
+		case ctx.Err() != nil: // in the body of the loop
+			return true, ctx.Err()
 		case !l.yield(ev, nil):
 			return true, errLoopLeft
 		}

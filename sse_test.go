@@ -1427,6 +1427,29 @@ func TestClientEndsWithItsContext(t *testing.T) {
 	}
 }
 
+// Once the context has ended nothing that was read before is yielded.
+func TestClientEndsWithItsContextWithinWhatItHasRead(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		for i := range 200 {
+			fmt.Fprintf(w, "data: %d\n\n", i)
+		}
+	}))
+	defer srv.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	r, err := http.NewRequestWithContext(ctx, "GET", srv.URL, nil)
+	wireCheck(t, err)
+	var got []string
+	for ev, err := range new(Client).Events(r) {
+		cancel()
+		got = append(got, fmt.Sprint(ev.Data, err))
+	}
+	cancel()
+	if want := []string{"0<nil>", "context canceled"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 // A failure that may pass makes the Client reconnect, the first time too, and the
 // loop never sees it.
 func TestClientReconnects(t *testing.T) {
@@ -5439,6 +5462,29 @@ func TestSlowClientsOfLargeValues(t *testing.T) {
 			t.Errorf("the last one: got %d events and %v, want its value", len(got), last.ended())
 		}
 	})
+}
+
+// Nor does a value in very many topics take more than in proportion to them.
+func TestSetInVeryManyTopics(t *testing.T) {
+	bytes := func(n int) uint64 {
+		b := &Broker{}
+		topics := make([]string, n)
+		for i := range topics {
+			topics[i] = fmt.Sprint("topic", i)
+		}
+		b.Set("k", Event{Data: "1"}, topics...)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		b.Set("k", Event{Data: "2"}, topics...)
+		runtime.ReadMemStats(&after)
+		if got := b.Stats().Keys; got != n {
+			t.Errorf("keys: got %d, want %d", got, n)
+		}
+		return after.TotalAlloc - before.TotalAlloc
+	}
+	if few, many := bytes(500), bytes(5000); many > 20*few {
+		t.Errorf("Set in 500 topics allocates %d KB, in 5,000 %d KB, want about 10 times as much", few>>10, many>>10)
+	}
 }
 
 // A value that was replaced takes no memory once it has left the history, and a key that is
