@@ -217,8 +217,8 @@ func give(signal chan struct{}) {
 //
 // Publish returns the event's ID. If ev.ID is empty and the Broker keeps a history,
 // Publish assigns an ID: a random prefix and a counter in base 36. If ev.ID is in
-// the history, of whatever topic, Publish returns it with [ErrDuplicateID], so it is
-// safe to publish an event again. It returns [ErrEnded] if one of the topics has
+// the history, of whatever topic, or is that of the event right before it, Publish
+// returns it with [ErrDuplicateID], so it is safe to publish an event again. It returns [ErrEnded] if one of the topics has
 // ended, [ErrClosed] after Shutdown, and the error of [Event.AppendText] if ev
 // cannot be sent. If Publish returns an error, it has sent nothing.
 func (b *Broker) Publish(ev Event, topics ...string) (id string, err error) {

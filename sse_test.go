@@ -47,7 +47,23 @@ import (
 	"weak"
 )
 
-// sse.go.
+// How to read this file. It follows the reading order of the code, in sections of the
+// same names; a section is found by its line "// ----- NAME -----". Tests run on fake
+// time (testing/synctest) wherever nothing outside the process takes part.
+//
+// There are two worlds in memory. The wire* helpers are an http.Server of each protocol
+// (eachWireProtocol) and a client that reads its answer byte by byte: for the Writer, and
+// what is the same for every stream. The pipe* helpers are a server of a Broker and
+// clients that can be stalled, cut and counted (pipeServer, pipeClient): for all that a
+// Broker's client sees. serveAndDetach runs a test with Serve and with Detach;
+// followBroker is the same client as a loop over Subscribe.
+//
+// TestModel runs random schedules of all verbs against a Broker and an exact model of
+// it. A schedule that failed runs again by
+//
+//	go test -run TestModel/serve -model.seeds 1 -model.seed N .
+
+// ----- Serve -----
 
 func TestLastEventID(t *testing.T) {
 	for _, tt := range []struct{ header, query, want string }{
@@ -620,488 +636,7 @@ func TestServeAnswersOneThatComesAfterTheEnd(t *testing.T) {
 	}
 }
 
-// event.go: what an event looks like on the wire.
-
-var _ encoding.TextAppender = Event{}
-
-func TestAppendText(t *testing.T) {
-	for _, tt := range []struct {
-		name  string
-		event Event
-		want  string
-	}{
-		{"zero event is an empty message", Event{}, "data: \n\n"},
-		{"data", Event{Data: "hello"}, "data: hello\n\n"},
-		{"all fields", Event{ID: "7", Type: "tick", Data: "x", Retry: 1500 * time.Millisecond}, "id: 7\nevent: tick\nretry: 1500\ndata: x\n\n"},
-		{"type without data is dispatched", Event{Type: "tick"}, "event: tick\ndata: \n\n"},
-		{"ID without data is dispatched", Event{ID: "7"}, "id: 7\ndata: \n\n"},
-		{"retry with a type is dispatched", Event{Type: "tick", Retry: time.Second}, "event: tick\nretry: 1000\ndata: \n\n"},
-		{"retry with an ID is dispatched", Event{ID: "7", Retry: time.Second}, "id: 7\nretry: 1000\ndata: \n\n"},
-		{"retry alone is no message", Event{Retry: time.Second}, "retry: 1000\n"},
-		{"retry is rounded down", Event{Retry: 1999 * time.Microsecond}, "retry: 1\n"},
-		{"shortest retry", Event{Retry: time.Millisecond}, "retry: 1\n"},
-		{"longest retry", Event{Retry: math.MaxInt64}, "retry: 9223372036854\n"},
-		{"half a character", Event{Data: "a\xf0\x9f"}, "data: a\ufffd\n\n"},
-		{"the other half", Event{Data: "\x98\x80b"}, "data: \ufffd\ufffdb\n\n"},
-		{"half a character in a line", Event{Data: "\xe2\x82\n\xac\xe2\x82\r\nb"}, "data: \ufffd\ndata: \ufffd\ufffd\ndata: b\n\n"},
-		{"bytes that are no text", Event{Data: "\xff\xc0\xaf\xed\xa0\x80"}, "data: \ufffd\ufffd\ufffd\ufffd\ufffd\ufffd\n\n"},
-		{"LF", Event{Data: "a\nb"}, "data: a\ndata: b\n\n"},
-		{"CR", Event{Data: "a\rb"}, "data: a\ndata: b\n\n"},
-		{"CRLF", Event{Data: "a\r\nb"}, "data: a\ndata: b\n\n"},
-		{"LF CR", Event{Data: "a\n\rb"}, "data: a\ndata: \ndata: b\n\n"},
-		{"CR CRLF", Event{Data: "a\r\r\nb"}, "data: a\ndata: \ndata: b\n\n"},
-		{"empty lines at both ends", Event{Data: "\n\na\n\n"}, "data: \ndata: \ndata: a\ndata: \ndata: \n\n"},
-		{"a line end alone", Event{Data: "\n"}, "data: \ndata: \n\n"},
-		{"CR at the end", Event{Data: "a\r"}, "data: a\ndata: \n\n"},
-		{"other line ends are text", Event{Data: "a\u0085b\u2028c\vd\fe"}, "data: a\u0085b\u2028c\vd\fe\n\n"},
-		{"leading blanks", Event{Data: "  a\n b"}, "data:   a\ndata:  b\n\n"},
-		{"data that looks like fields", Event{Data: "id: 1\n\ndata: x\n: y"}, "data: id: 1\ndata: \ndata: data: x\ndata: : y\n\n"},
-		{"NUL in data", Event{Data: "a\x00b"}, "data: a\x00b\n\n"},
-		{"byte order mark in data", Event{Data: "\ufeffa"}, "data: \ufeffa\n\n"},
-		{"blanks and colons in the type", Event{Type: " a: b\t"}, "event:  a: b\t\ndata: \n\n"},
-		{"ID of many kinds of characters", Event{ID: "a b:é日😀"}, "id: a b:é日😀\ndata: \n\n"},
-		{"longest ID", Event{ID: strings.Repeat("x", 1024)}, "id: " + strings.Repeat("x", 1024) + "\ndata: \n\n"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			got, err := tt.event.AppendText([]byte("before"))
-			if err != nil || string(got) != "before"+tt.want {
-				t.Errorf("got %q, %v, want %q", got, err, "before"+tt.want)
-			}
-		})
-	}
-}
-
-func TestAppendTextRefuses(t *testing.T) {
-	x40 := strings.Repeat("x", 40)
-	for _, tt := range []struct {
-		event Event
-		want  string
-	}{
-		{Event{ID: "a\x00b"}, `sse: event ID "a\x00b" contains a control character`},
-		{Event{ID: "a\nb"}, `sse: event ID "a\nb" contains a control character`},
-		{Event{ID: "a\rb"}, `sse: event ID "a\rb" contains a control character`},
-		{Event{ID: "a\tb"}, `sse: event ID "a\tb" contains a control character`},
-		{Event{ID: "\x1f"}, `sse: event ID "\x1f" contains a control character`},
-		{Event{ID: "a\x7f"}, `sse: event ID "a\x7f" contains a control character`},
-		{Event{ID: "a\u0085"}, `sse: event ID "a\u0085" contains a control character`},
-		{Event{ID: " a"}, `sse: event ID " a" begins or ends with a blank`},
-		{Event{ID: "a "}, `sse: event ID "a " begins or ends with a blank`},
-		{Event{ID: " "}, `sse: event ID " " begins or ends with a blank`},
-		{Event{ID: "a\xff"}, `sse: event ID "a\xff" is not valid UTF-8`},
-		{Event{ID: strings.Repeat("x", 1025)}, `sse: event ID "` + x40 + `"… is longer than 1024 bytes`},
-		{Event{ID: strings.Repeat("é", 513)}, `sse: event ID "` + strings.Repeat("é", 40) + `"… is longer than 1024 bytes`},
-		{Event{ID: x40 + "\n"}, `sse: event ID "` + x40 + `"… contains a control character`},
-		{Event{Type: "a\nb"}, `sse: event type "a\nb" contains CR, LF or NUL`},
-		{Event{Type: "a\rb"}, `sse: event type "a\rb" contains CR, LF or NUL`},
-		{Event{Type: "a\x00b"}, `sse: event type "a\x00b" contains CR, LF or NUL`},
-		{Event{Type: x40 + x40 + "\n"}, `sse: event type "` + x40 + `"… contains CR, LF or NUL`},
-		{Event{Type: "\xc3"}, `sse: event type "\xc3" is not valid UTF-8`},
-		{Event{ID: "sse-end"}, `sse: event ID "sse-end" is reserved`},
-		{Event{ID: "sse-end", Type: "end"}, `sse: event ID "sse-end" is reserved`},
-		{Event{ID: "earliest"}, `sse: event ID "earliest" is reserved`},
-		{Event{Retry: -time.Second}, `sse: event retry -1s is negative`},
-		{Event{Retry: 1}, `sse: event retry 1ns is under a millisecond`},
-		{Event{Retry: time.Millisecond - 1}, `sse: event retry 999.999µs is under a millisecond`},
-	} {
-		got, err := tt.event.AppendText([]byte("before"))
-		if err == nil || err.Error() != tt.want {
-			t.Errorf("got error %v, want %s", err, tt.want)
-		}
-		if string(got) != "before" {
-			t.Errorf("after %q: got %q, want what was passed in", tt.want, got)
-		}
-	}
-}
-
-func TestAppendTextAllocatesNothing(t *testing.T) {
-	buf := make([]byte, 0, 1<<10)
-	for _, e := range []Event{
-		{Data: "hello"},
-		{ID: "id-1", Type: "tick", Data: "two\nlines"},
-		{ID: "id-1", Retry: 1500 * time.Millisecond},
-	} {
-		if allocs := testing.AllocsPerRun(100, func() { e.AppendText(buf) }); allocs != 0 {
-			t.Errorf("%+v: got %v allocations, want none", e, allocs)
-		}
-	}
-}
-
-// FuzzAppendText checks that any event is either refused, for a reason that the
-// test knows too, or read back as it was by every reader.
-func FuzzAppendText(f *testing.F) {
-	for _, s := range []string{"", "x", "a\nb", "a\r\nb\r", "\r\r\n\n", " x ", ": x", "data: x\n\ndata: y", "a\x00b", "\ufeff", "é\u0085", "\xff", "\n\ndata: \n"} {
-		f.Add(s, "", "", int64(0))
-		f.Add("", s, s, int64(0))
-		f.Add("id", "type", s, int64(time.Second))
-	}
-	f.Add("", "", "", int64(999_999))
-	f.Add("", "", "", int64(-1))
-	f.Add("", "", "", int64(math.MaxInt64))
-	f.Add(strings.Repeat("x", 1025), "", "", int64(0))
-	f.Fuzz(func(t *testing.T, id, typ, data string, retry int64) {
-		e := Event{ID: id, Type: typ, Data: data, Retry: time.Duration(retry)}
-		frame, err := e.AppendText(nil)
-		if mayBeSent(e) != (err == nil) {
-			t.Fatalf("%#v: got error %v", e, err)
-		}
-		if err != nil {
-			return
-		}
-		want := e
-		want.Data = decodeUTF8AsStandard([]byte(normaliseNewlines(e.Data)))
-		want.Retry = e.Retry.Truncate(time.Millisecond)
-		if got := parseEvent(id, string(e.appendBody(nil))); got != want {
-			t.Errorf("parseEvent: got %#v, want %#v", got, want)
-		}
-		wants := []Event{{Data: "before"}, want, {ID: id, Data: "after"}}
-		if e == (Event{Retry: e.Retry}) && e.Retry != 0 {
-			wants = []Event{{Data: "before"}, {Data: "after"}}
-		}
-		wants[1].Retry = 0 // which is no part of an event that was read
-		stream := slices.Concat([]byte("data: before\n\n"), frame, []byte("data: after\n\n"))
-		// A reconnection time is the stream's, and no event's.
-		equal := func(got []Event) bool {
-			return slices.EqualFunc(got, wants, func(a, b Event) bool {
-				a.Retry, b.Retry = 0, 0
-				return a == b
-			})
-		}
-		if got := decodeAsStandard(stream); !equal(got.events) {
-			t.Errorf("the standard's algorithm: got %#v, want %#v", got.events, wants)
-		}
-		d := NewDecoder(bytes.NewReader(stream))
-		d.MaxEventBytes = -1
-		if got := decodeAll(d); !equal(got.events) || got.retry != want.Retry {
-			t.Errorf("Decoder: got %v, want %#v", got, wants)
-		}
-		if got := throughHeader(t, id); got != id {
-			t.Errorf("through the Last-Event-ID header: got %q, want %q", got, id)
-		}
-	})
-}
-
-func TestJSON(t *testing.T) {
-	got, err := JSON(map[string]any{"text": "a\nb\xff", "n": 1})
-	if want := (Event{Data: `{"n":1,"text":"a\nb\ufffd"}`}); err != nil || got != want {
-		t.Errorf("got %+v, %v, want %+v", got, err, want)
-	}
-	got, err = JSON(math.Inf(1))
-	if want := "sse: event data: json: unsupported value: +Inf"; err == nil || err.Error() != want || got != (Event{}) {
-		t.Errorf("got %+v, %v, want %s", got, err, want)
-	}
-}
-
-// event.go: what is read from the wire.
-
-func TestDecode(t *testing.T) {
-	const bom = "\ufeff"
-	long := strings.Repeat("long", 3000)
-	for _, tt := range []struct {
-		name   string
-		stream string
-		want   decoded
-	}{
-		// The examples of the standard's section on parsing an event stream.
-		{"several lines", "data: YHOO\ndata: +2\ndata: 10\n\n", decoded{events: []Event{{Data: "YHOO\n+2\n10"}}}},
-		{"comment, ID, empty ID, no end", ": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n",
-			decoded{events: []Event{{ID: "1", Data: "first event"}, {Data: "second event"}}, err: io.ErrUnexpectedEOF}},
-		{"one blank after the colon is dropped", "data:  third event\n\n", decoded{events: []Event{{Data: " third event"}}}},
-		{"empty data", "data\n\ndata\ndata\n\ndata:", decoded{events: []Event{{Data: ""}, {Data: "\n"}}, err: io.ErrUnexpectedEOF}},
-		{"blank after the colon or none", "data:test\n\ndata: test\n\n", decoded{events: []Event{{Data: "test"}, {Data: "test"}}}},
-
-		{"nothing", "", decoded{}},
-		{"blank lines", "\n\r\r\n\n", decoded{}},
-		{"LF", "data: a\ndata: b\n\n", decoded{events: []Event{{Data: "a\nb"}}}},
-		{"CR", "data: a\rdata: b\r\r", decoded{events: []Event{{Data: "a\nb"}}}},
-		{"CRLF", "data: a\r\ndata: b\r\n\r\n", decoded{events: []Event{{Data: "a\nb"}}}},
-		{"line ends mixed", "data: a\rdata: b\r\ndata: c\n\r", decoded{events: []Event{{Data: "a\nb\nc"}}}},
-		{"LF CR is two line ends", "data: a\n\rdata: b\n\n", decoded{events: []Event{{Data: "a"}, {Data: "b"}}}},
-		{"CR CRLF is two line ends", "data: a\r\r\ndata: b\n\n", decoded{events: []Event{{Data: "a"}, {Data: "b"}}}},
-		{"other line ends are text", "data: a\u2028b\u0085c\vd\n\n", decoded{events: []Event{{Data: "a\u2028b\u0085c\vd"}}}},
-
-		{"byte order mark", bom + "data: a\n\n", decoded{events: []Event{{Data: "a"}}}},
-		{"byte order mark once", bom + bom + "data: a\n\ndata: b\n\n", decoded{events: []Event{{Data: "b"}}}},
-		{"byte order mark at the start only", "data: a\n\n" + bom + "data: b\n\n", decoded{events: []Event{{Data: "a"}}}},
-		{"byte order mark after a blank line", "\n" + bom + "data: b\n\n", decoded{}},
-		{"byte order mark of a long line", bom + "data: " + long + "\n\n", decoded{events: []Event{{Data: long}}}},
-		{"byte order mark, blank line", bom + "\ndata: b\n\n", decoded{events: []Event{{Data: "b"}}}},
-		{"half a byte order mark", "\xef\xbbdata: a\n\n", decoded{}},
-
-		{"comments", ": a\n:b\n:\ndata: x\n: c\ndata: y\n:data: z\n\n", decoded{events: []Event{{Data: "x\ny"}}}},
-		{"long comment", ":" + long + "\r\ndata: x\r\n:" + long + "\r\n\r\n", decoded{events: []Event{{Data: "x"}}}},
-		{"unknown fields", "Data: 1\nda ta: 2\n data: 3\ndata : 4\ndata\x00: 5\nfoo\n\nDATA: x\ndatas: y\ndata: 6\n\n", decoded{events: []Event{{Data: "6"}}}},
-		{"colons in the value", "data:::a: b\n\n", decoded{events: []Event{{Data: "::a: b"}}}},
-		{"tab is no blank", "data:\ta\n\n", decoded{events: []Event{{Data: "\ta"}}}},
-		{"NUL in data", "data: \x00\n\n", decoded{events: []Event{{Data: "\x00"}}}},
-		{"blanks at the end", "data: a \n\n", decoded{events: []Event{{Data: "a "}}}},
-		{"long lines", "data: " + long + "\rdata: " + long + "\r\r", decoded{events: []Event{{Data: long + "\n" + long}}}},
-
-		{"type", "event: tick\ndata: a\n\ndata: b\n\n", decoded{events: []Event{{Type: "tick", Data: "a"}, {Data: "b"}}}},
-		{"last type counts", "event: a\nevent: b\ndata: x\n\n", decoded{events: []Event{{Type: "b", Data: "x"}}}},
-		{"empty type", "event: a\nevent\ndata: x\n\n", decoded{events: []Event{{Data: "x"}}}},
-		{"type without data is no event", "event: a\n\ndata: x\n\n", decoded{events: []Event{{Data: "x"}}}},
-
-		{"sticky ID", "id: 1\ndata: a\n\ndata: b\n\nid: 2\n\ndata: c\n\n",
-			decoded{events: []Event{{ID: "1", Data: "a"}, {ID: "1", Data: "b"}, {ID: "2", Data: "c"}}, lastID: "2"}},
-		{"ID without data", "id: 1\n\n", decoded{lastID: "1"}},
-		{"ID emptied", "id: 1\n\nid\n\ndata: a\n\n", decoded{events: []Event{{Data: "a"}}}},
-		{"last ID counts", "id: 1\nid: 2\ndata: a\n\n", decoded{events: []Event{{ID: "2", Data: "a"}}, lastID: "2"}},
-		{"ID of an unfinished event", "id: 1\n\nid: 2\ndata: a\n", decoded{lastID: "1", err: io.ErrUnexpectedEOF}},
-		{"NUL in ID", "id: 1\n\nid: 2\x003\ndata: a\n\nid: \x00\ndata: b\n\n", decoded{events: []Event{{ID: "1", Data: "a"}, {ID: "1", Data: "b"}}, lastID: "1"}},
-		{"long ID", "id: " + long + "\ndata: a\n\n", decoded{events: []Event{{ID: long, Data: "a"}}, lastID: long}},
-		{"blanks in ID", "id:  1 \ndata: a\n\n", decoded{events: []Event{{ID: " 1 ", Data: "a"}}, lastID: " 1 "}},
-
-		{"retry", "retry: 1500\ndata: a\n\ndata: b\n\n", decoded{events: []Event{{Data: "a"}, {Data: "b"}}, retry: 1500 * time.Millisecond}},
-		{"retry alone is no event", "retry: 1500\n\ndata: a\n\n", decoded{events: []Event{{Data: "a"}}, retry: 1500 * time.Millisecond}},
-		{"retry counts at once", "retry: 7\n", decoded{retry: 7 * time.Millisecond}},
-		{"last retry counts", "retry: 7\nretry: 8\n\n", decoded{retry: 8 * time.Millisecond}},
-		{"retry zero", "retry: 7\nretry: 0\n\n", decoded{}},
-		{"retry zero in many digits", "retry: 7\nretry: 000\n\n", decoded{}},
-		{"retry with leading zeros", "retry: 007\n\n", decoded{retry: 7 * time.Millisecond}},
-		{"retry of digits only", "retry: 7\nretry: 3000x\nretry: -1\nretry: +1\nretry: 1.5\nretry: 1_000\nretry: 0x1\nretry:  1\nretry: 1 \nretry: \nretry\nretry: ٣\n\n", decoded{retry: 7 * time.Millisecond}},
-		{"retry that overflows", "retry: 9223372036855\n\n", decoded{retry: longestRetry}},
-		{"retry that overflows by far", "retry: " + strings.Repeat("9", 1000) + "\n\n", decoded{retry: longestRetry}},
-		{"retry of many digits and a letter", "retry: 7\nretry: " + strings.Repeat("9", 100) + "x\n\n", decoded{retry: 7 * time.Millisecond}},
-
-		{"end in the middle of a line", "data: a\n\ndata: b", decoded{events: []Event{{Data: "a"}}, err: io.ErrUnexpectedEOF}},
-		{"end before the blank line", "data: a\n\ndata: b\n", decoded{events: []Event{{Data: "a"}}, err: io.ErrUnexpectedEOF}},
-		{"end before the data", "data: a\n\ndata", decoded{events: []Event{{Data: "a"}}, err: io.ErrUnexpectedEOF}},
-		{"end in a long line of data", "data:" + long, decoded{err: io.ErrUnexpectedEOF}},
-		{"end of an event without data", "data: a\n\nevent: b\nid: c\n:data\ndatas: d\n", decoded{events: []Event{{Data: "a"}}}},
-		{"end in another field", "data: a\n\ndatas: b", decoded{events: []Event{{Data: "a"}}}},
-		{"end in a comment", "data: a\n\n:data: b", decoded{events: []Event{{Data: "a"}}}},
-		{"end in a comment within an event", "data: a\n:c", decoded{err: io.ErrUnexpectedEOF}},
-		{"end within CRLF", "data: a\r\n\r", decoded{events: []Event{{Data: "a"}}}},
-
-		{"UTF-8", "data: é日😀\nid: ü\nevent: ß\n\n", decoded{events: []Event{{ID: "ü", Type: "ß", Data: "é日😀"}}, lastID: "ü"}},
-		{"not UTF-8", "data: a\xffb\nid: \x80\nevent: \xc3\n\n", decoded{events: []Event{{ID: "\ufffd", Type: "\ufffd", Data: "a\ufffdb"}}, lastID: "\ufffd"}},
-		{"a line end ends a character", "data: \xe2\x82\ndata: \xac\n\n", decoded{events: []Event{{Data: "\ufffd\n\ufffd"}}}},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			if got := decodeAsStandard([]byte(tt.stream)); !got.equal(tt.want) {
-				t.Errorf("the standard's algorithm: got %v, want %v", got, tt.want)
-			}
-			checkDecoder(t, []byte(tt.stream), tt.want, nil)
-		})
-	}
-}
-
-// The Encoding standard replaces each longest beginning of a character that is
-// not continued rightly.
-func TestDecodeReplacesInvalidUTF8(t *testing.T) {
-	for _, tt := range []struct{ in, want string }{
-		{"\x80", "?"},
-		{"\xbf\x80", "??"},
-		{"\xc0\x80", "??"},
-		{"\xc1\xbf", "??"},
-		{"\xc2", "?"},
-		{"\xc2x", "?x"},
-		{"\xc2\xc2\x80", "?\u0080"},
-		{"\xe0\x80\x80", "???"},
-		{"\xe0\xa0", "?"},
-		{"\xe2\x82x", "?x"},
-		{"\xe2\x82\xe2\x82\xac", "?€"},
-		{"\xe2x\x82", "?x?"},
-		{"\xed\x9f\xbf", "\ud7ff"},
-		{"\xed\xa0\x80", "???"},
-		{"\xf0\x80\x80\x80", "????"},
-		{"\xf0\x90", "?"},
-		{"\xf0\x90\x80", "?"},
-		{"\xf0\x90\x80x", "?x"},
-		{"\xf0\x9f\x98\x80", "😀"},
-		{"\xf4\x8f\xbf\xbf", "\U0010ffff"},
-		{"\xf4\x90\x80\x80", "????"},
-		{"\xf5\x80", "??"},
-		{"\xfe\xff", "??"},
-		{"\xef\xbf\xbd", "\ufffd"},
-	} {
-		want := strings.ReplaceAll(tt.want, "?", "\ufffd")
-		stream := []byte("data: " + tt.in + "\n\n")
-		if got := decodeAsStandard(stream); len(got.events) != 1 || got.events[0].Data != want {
-			t.Errorf("%+q by the standard's algorithm: got %v, want %+q", tt.in, got, want)
-		}
-		checkDecoder(t, stream, decoded{events: []Event{{Data: want}}}, nil)
-	}
-}
-
-func FuzzDecode(f *testing.F) {
-	for _, s := range []string{
-		"", "data: x\n\n", "data: x\r\r", "data: x\r\n\r\n", "\ufeffdata: a\n\n\ufeffdata: b\n\n", ":c\ndata\n\n",
-		"id: 1\nevent: e\nretry: 10\ndata: a\n\ndata: b\n\nid\n\n", "retry: 7\nretry: 00\n\n", "retry: 99999999999999999999x\n\n",
-		"id: a\x00b\n\ndata: \xe2\x82\ndata:\xf0\x9f\x98\x80\n\n", "data: a\n\rdata: b\r\n\n",
-		"data: more than fits in the smallest buffer\r\n:so does this comment, it does\r\n\r\n",
-	} {
-		f.Add([]byte(s), []byte{3, 1, 4})
-	}
-	f.Fuzz(func(t *testing.T, stream, cuts []byte) {
-		if len(stream) > 1<<14 {
-			t.Skip("too large for the slow reference")
-		}
-		checkDecoder(t, stream, decodeAsStandard(stream), cuts)
-	})
-}
-
-// A line that ends in CR must not wait for a possible LF behind it.
-func TestDecodeDoesNotWaitBehindCR(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r, w := io.Pipe()
-		defer w.Close()
-		got := make(chan Event, 9)
-		go func() {
-			for e := range NewDecoder(r).All() {
-				got <- e
-			}
-		}()
-		for _, part := range []string{"data: a\r\r", "\ndata: b\r\n\r", "\ndata: c\n\n"} {
-			io.WriteString(w, part)
-			synctest.Wait()
-			if len(got) != 1 {
-				t.Fatalf("after %q: got %d events, want 1", part, len(got))
-			}
-			<-got
-		}
-	})
-}
-
-func TestDecodeMaxEventBytes(t *testing.T) {
-	const most = 16 << 20
-	event := func(size int) string { // of so many bytes in all
-		return "data: " + strings.Repeat("x", size-len("data: \n\n")) + "\n\n"
-	}
-	comment := ":" + strings.Repeat("c", 5000) + "\n"
-	for _, tt := range []struct {
-		name     string
-		max      int
-		stream   string
-		events   int
-		tooLarge string
-	}{
-		{"default, just fits", 0, event(most) + event(most), 2, ""},
-		{"default, too large", 0, event(10) + event(most+1) + event(10), 1, "sse: event is larger than the decoder's limit of 16777216 bytes"},
-		{"no limit", -1, event(most + 1), 1, ""},
-		{"5 MiB", 5 << 20, event(5 << 20), 1, ""},
-		{"5 MiB, too large", 5 << 20, event(5<<20 + 1), 0, "sse: event is larger than the decoder's limit of 5242880 bytes"},
-		{"small, just fits", 20, event(20) + event(20), 2, ""},
-		{"small, too large", 20, event(20) + event(21), 1, "sse: event is larger than the decoder's limit of 20 bytes"},
-		{"all lines count", 20, event(20) + "data: x\ndata: y\ndata: z\n\n", 1, "sse: event is larger than the decoder's limit of 20 bytes"},
-		{"other fields count", 20, "event: x\nfoo: bar\nid: 1\n", 0, "sse: event is larger than the decoder's limit of 20 bytes"},
-		{"comments do not", 20, comment + "data: x\n" + comment + comment + "data: y\n" + comment + "\n", 1, ""},
-		{"comments do not, at the start", 20, "\ufeff" + comment + "data: x\n\n", 1, ""},
-		{"an event's size begins anew", 20, strings.Repeat("data: 12345\n\nid: 12345\n\n", 100), 100, ""},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			d := NewDecoder(strings.NewReader(tt.stream))
-			d.MaxEventBytes = tt.max
-			got := decodeAll(d)
-			if len(got.events) != tt.events {
-				t.Errorf("got %d events, want %d", len(got.events), tt.events)
-			}
-			if tt.tooLarge == "" {
-				if got.err != io.EOF {
-					t.Errorf("got error %v, want %v", got.err, io.EOF)
-				}
-			} else if !errors.Is(got.err, ErrEventTooLarge) || got.err.Error() != tt.tooLarge {
-				t.Errorf("got error %v, want %s", got.err, tt.tooLarge)
-			}
-		})
-	}
-}
-
-// However much a hostile server sends, the Decoder holds little of it.
-func TestDecodeHostileStream(t *testing.T) {
-	const endless = 4 << 20
-	for _, tt := range []struct {
-		name       string
-		head, then string
-		most       uint64 // allocated, in bytes
-		want       error
-	}{
-		{"endless comment", ":", "comment ", 64 << 10, io.EOF},
-		{"endless comment after a byte order mark", "\ufeff:", "comment ", 64 << 10, io.EOF},
-		{"endless comments", "", ":comment\n", 64 << 10, io.EOF},
-		{"endless line", "data: ", "x", 8 << 20, ErrEventTooLarge},
-		{"endless line of colons", "data: ", ":", 8 << 20, ErrEventTooLarge},
-		{"endless lines", "", "data: x\n", 8 << 20, ErrEventTooLarge},
-		{"endless IDs", "", "id: x\r", 8 << 20, ErrEventTooLarge},
-		{"endless unknown field", "foo", "bar", 8 << 20, ErrEventTooLarge},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			least := uint64(math.MaxUint64) // other goroutines may disturb a measurement
-			for range 3 {
-				d := NewDecoder(io.MultiReader(strings.NewReader(tt.head), io.LimitReader(&repeatingReader{text: tt.then}, endless)))
-				d.MaxEventBytes = 1 << 20
-				var before, after runtime.MemStats
-				runtime.ReadMemStats(&before)
-				_, err := d.Decode()
-				runtime.ReadMemStats(&after)
-				if !errors.Is(err, tt.want) {
-					t.Errorf("got error %v, want %v", err, tt.want)
-				}
-				least = min(least, after.TotalAlloc-before.TotalAlloc)
-			}
-			if least > tt.most {
-				t.Errorf("got %d bytes allocated, want at most %d", least, tt.most)
-			}
-		})
-	}
-}
-
-func TestDecodeErrorStays(t *testing.T) {
-	broken := errors.New("broken")
-	d := NewDecoder(io.MultiReader(strings.NewReader("data: a\n\ndata: b\n"), iotest.ErrReader(broken), strings.NewReader("\n\ndata: c\n\n")))
-	if e, err := d.Decode(); err != nil || e.Data != "a" {
-		t.Fatalf("got %+v, %v, want the first event", e, err)
-	}
-	for range 3 {
-		if e, err := d.Decode(); err != broken || e != (Event{}) {
-			t.Errorf("got %+v, %v, want the reader's error", e, err)
-		}
-	}
-	// A reader that would go on after an error is not asked again.
-	for _, first := range []string{"d", "data: a\n", "\xef", "\ufeff"} {
-		r := &cutReader{stream: []byte(first + "data: a\n\ndata: b\n\n"), ends: []int{len(first)}}
-		d = NewDecoder(iotest.TimeoutReader(r))
-		for range 3 {
-			if e, err := d.Decode(); err != iotest.ErrTimeout || e != (Event{}) {
-				t.Errorf("after %q: got %+v, %v, want %v", first, e, err, iotest.ErrTimeout)
-			}
-		}
-	}
-	d = NewDecoder(strings.NewReader("data: " + strings.Repeat("x", 100) + "\n\ndata: c\n\n"))
-	d.MaxEventBytes = 50
-	for range 3 {
-		if e, err := d.Decode(); !errors.Is(err, ErrEventTooLarge) || e != (Event{}) {
-			t.Errorf("got %+v, %v, want %v", e, err, ErrEventTooLarge)
-		}
-	}
-}
-
-func TestDecoderAll(t *testing.T) {
-	const stream = "data: a\n\ndata: b\n\ndata: c\n\nevent: d\n"
-	d := NewDecoder(strings.NewReader(stream))
-	var got []string
-	collect := func(limit int) {
-		for e, err := range d.All() {
-			got = append(got, fmt.Sprint(e.Data, " ", err))
-			if limit--; limit == 0 {
-				break
-			}
-		}
-	}
-	collect(1) // a loop that is left goes on in the next one
-	collect(0)
-	collect(0)
-	if want := []string{"a <nil>", "b <nil>", "c <nil>"}; !slices.Equal(got, want) {
-		t.Errorf("got %q, want %q", got, want)
-	}
-	d, got = NewDecoder(io.MultiReader(strings.NewReader(stream), iotest.ErrReader(io.ErrUnexpectedEOF))), nil
-	collect(0)
-	if want := []string{"a <nil>", "b <nil>", "c <nil>", " unexpected EOF"}; !slices.Equal(got, want) {
-		t.Errorf("got %q, want %q", got, want)
-	}
-}
-
-// sse.go: Client.
+// ----- Client -----
 
 func TestClientResumes(t *testing.T) {
 	type connection struct {
@@ -2417,7 +1952,490 @@ func FuzzClient(f *testing.F) {
 	})
 }
 
-// writer.go: headers.
+// ----- Event -----
+
+var _ encoding.TextAppender = Event{}
+
+func TestAppendText(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		event Event
+		want  string
+	}{
+		{"zero event is an empty message", Event{}, "data: \n\n"},
+		{"data", Event{Data: "hello"}, "data: hello\n\n"},
+		{"all fields", Event{ID: "7", Type: "tick", Data: "x", Retry: 1500 * time.Millisecond}, "id: 7\nevent: tick\nretry: 1500\ndata: x\n\n"},
+		{"type without data is dispatched", Event{Type: "tick"}, "event: tick\ndata: \n\n"},
+		{"ID without data is dispatched", Event{ID: "7"}, "id: 7\ndata: \n\n"},
+		{"retry with a type is dispatched", Event{Type: "tick", Retry: time.Second}, "event: tick\nretry: 1000\ndata: \n\n"},
+		{"retry with an ID is dispatched", Event{ID: "7", Retry: time.Second}, "id: 7\nretry: 1000\ndata: \n\n"},
+		{"retry alone is no message", Event{Retry: time.Second}, "retry: 1000\n"},
+		{"retry is rounded down", Event{Retry: 1999 * time.Microsecond}, "retry: 1\n"},
+		{"shortest retry", Event{Retry: time.Millisecond}, "retry: 1\n"},
+		{"longest retry", Event{Retry: math.MaxInt64}, "retry: 9223372036854\n"},
+		{"half a character", Event{Data: "a\xf0\x9f"}, "data: a\ufffd\n\n"},
+		{"the other half", Event{Data: "\x98\x80b"}, "data: \ufffd\ufffdb\n\n"},
+		{"half a character in a line", Event{Data: "\xe2\x82\n\xac\xe2\x82\r\nb"}, "data: \ufffd\ndata: \ufffd\ufffd\ndata: b\n\n"},
+		{"bytes that are no text", Event{Data: "\xff\xc0\xaf\xed\xa0\x80"}, "data: \ufffd\ufffd\ufffd\ufffd\ufffd\ufffd\n\n"},
+		{"LF", Event{Data: "a\nb"}, "data: a\ndata: b\n\n"},
+		{"CR", Event{Data: "a\rb"}, "data: a\ndata: b\n\n"},
+		{"CRLF", Event{Data: "a\r\nb"}, "data: a\ndata: b\n\n"},
+		{"LF CR", Event{Data: "a\n\rb"}, "data: a\ndata: \ndata: b\n\n"},
+		{"CR CRLF", Event{Data: "a\r\r\nb"}, "data: a\ndata: \ndata: b\n\n"},
+		{"empty lines at both ends", Event{Data: "\n\na\n\n"}, "data: \ndata: \ndata: a\ndata: \ndata: \n\n"},
+		{"a line end alone", Event{Data: "\n"}, "data: \ndata: \n\n"},
+		{"CR at the end", Event{Data: "a\r"}, "data: a\ndata: \n\n"},
+		{"other line ends are text", Event{Data: "a\u0085b\u2028c\vd\fe"}, "data: a\u0085b\u2028c\vd\fe\n\n"},
+		{"leading blanks", Event{Data: "  a\n b"}, "data:   a\ndata:  b\n\n"},
+		{"data that looks like fields", Event{Data: "id: 1\n\ndata: x\n: y"}, "data: id: 1\ndata: \ndata: data: x\ndata: : y\n\n"},
+		{"NUL in data", Event{Data: "a\x00b"}, "data: a\x00b\n\n"},
+		{"byte order mark in data", Event{Data: "\ufeffa"}, "data: \ufeffa\n\n"},
+		{"blanks and colons in the type", Event{Type: " a: b\t"}, "event:  a: b\t\ndata: \n\n"},
+		{"ID of many kinds of characters", Event{ID: "a b:é日😀"}, "id: a b:é日😀\ndata: \n\n"},
+		{"longest ID", Event{ID: strings.Repeat("x", 1024)}, "id: " + strings.Repeat("x", 1024) + "\ndata: \n\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := tt.event.AppendText([]byte("before"))
+			if err != nil || string(got) != "before"+tt.want {
+				t.Errorf("got %q, %v, want %q", got, err, "before"+tt.want)
+			}
+		})
+	}
+}
+
+func TestAppendTextRefuses(t *testing.T) {
+	x40 := strings.Repeat("x", 40)
+	for _, tt := range []struct {
+		event Event
+		want  string
+	}{
+		{Event{ID: "a\x00b"}, `sse: event ID "a\x00b" contains a control character`},
+		{Event{ID: "a\nb"}, `sse: event ID "a\nb" contains a control character`},
+		{Event{ID: "a\rb"}, `sse: event ID "a\rb" contains a control character`},
+		{Event{ID: "a\tb"}, `sse: event ID "a\tb" contains a control character`},
+		{Event{ID: "\x1f"}, `sse: event ID "\x1f" contains a control character`},
+		{Event{ID: "a\x7f"}, `sse: event ID "a\x7f" contains a control character`},
+		{Event{ID: "a\u0085"}, `sse: event ID "a\u0085" contains a control character`},
+		{Event{ID: " a"}, `sse: event ID " a" begins or ends with a blank`},
+		{Event{ID: "a "}, `sse: event ID "a " begins or ends with a blank`},
+		{Event{ID: " "}, `sse: event ID " " begins or ends with a blank`},
+		{Event{ID: "a\xff"}, `sse: event ID "a\xff" is not valid UTF-8`},
+		{Event{ID: strings.Repeat("x", 1025)}, `sse: event ID "` + x40 + `"… is longer than 1024 bytes`},
+		{Event{ID: strings.Repeat("é", 513)}, `sse: event ID "` + strings.Repeat("é", 40) + `"… is longer than 1024 bytes`},
+		{Event{ID: x40 + "\n"}, `sse: event ID "` + x40 + `"… contains a control character`},
+		{Event{Type: "a\nb"}, `sse: event type "a\nb" contains CR, LF or NUL`},
+		{Event{Type: "a\rb"}, `sse: event type "a\rb" contains CR, LF or NUL`},
+		{Event{Type: "a\x00b"}, `sse: event type "a\x00b" contains CR, LF or NUL`},
+		{Event{Type: x40 + x40 + "\n"}, `sse: event type "` + x40 + `"… contains CR, LF or NUL`},
+		{Event{Type: "\xc3"}, `sse: event type "\xc3" is not valid UTF-8`},
+		{Event{ID: "sse-end"}, `sse: event ID "sse-end" is reserved`},
+		{Event{ID: "sse-end", Type: "end"}, `sse: event ID "sse-end" is reserved`},
+		{Event{ID: "earliest"}, `sse: event ID "earliest" is reserved`},
+		{Event{Retry: -time.Second}, `sse: event retry -1s is negative`},
+		{Event{Retry: 1}, `sse: event retry 1ns is under a millisecond`},
+		{Event{Retry: time.Millisecond - 1}, `sse: event retry 999.999µs is under a millisecond`},
+	} {
+		got, err := tt.event.AppendText([]byte("before"))
+		if err == nil || err.Error() != tt.want {
+			t.Errorf("got error %v, want %s", err, tt.want)
+		}
+		if string(got) != "before" {
+			t.Errorf("after %q: got %q, want what was passed in", tt.want, got)
+		}
+	}
+}
+
+func TestAppendTextAllocatesNothing(t *testing.T) {
+	buf := make([]byte, 0, 1<<10)
+	for _, e := range []Event{
+		{Data: "hello"},
+		{ID: "id-1", Type: "tick", Data: "two\nlines"},
+		{ID: "id-1", Retry: 1500 * time.Millisecond},
+	} {
+		if allocs := testing.AllocsPerRun(100, func() { e.AppendText(buf) }); allocs != 0 {
+			t.Errorf("%+v: got %v allocations, want none", e, allocs)
+		}
+	}
+}
+
+// FuzzAppendText checks that any event is either refused, for a reason that the
+// test knows too, or read back as it was by every reader.
+func FuzzAppendText(f *testing.F) {
+	for _, s := range []string{"", "x", "a\nb", "a\r\nb\r", "\r\r\n\n", " x ", ": x", "data: x\n\ndata: y", "a\x00b", "\ufeff", "é\u0085", "\xff", "\n\ndata: \n"} {
+		f.Add(s, "", "", int64(0))
+		f.Add("", s, s, int64(0))
+		f.Add("id", "type", s, int64(time.Second))
+	}
+	f.Add("", "", "", int64(999_999))
+	f.Add("", "", "", int64(-1))
+	f.Add("", "", "", int64(math.MaxInt64))
+	f.Add(strings.Repeat("x", 1025), "", "", int64(0))
+	f.Fuzz(func(t *testing.T, id, typ, data string, retry int64) {
+		e := Event{ID: id, Type: typ, Data: data, Retry: time.Duration(retry)}
+		frame, err := e.AppendText(nil)
+		if mayBeSent(e) != (err == nil) {
+			t.Fatalf("%#v: got error %v", e, err)
+		}
+		if err != nil {
+			return
+		}
+		want := e
+		want.Data = decodeUTF8AsStandard([]byte(normaliseNewlines(e.Data)))
+		want.Retry = e.Retry.Truncate(time.Millisecond)
+		if got := parseEvent(id, string(e.appendBody(nil))); got != want {
+			t.Errorf("parseEvent: got %#v, want %#v", got, want)
+		}
+		wants := []Event{{Data: "before"}, want, {ID: id, Data: "after"}}
+		if e == (Event{Retry: e.Retry}) && e.Retry != 0 {
+			wants = []Event{{Data: "before"}, {Data: "after"}}
+		}
+		wants[1].Retry = 0 // which is no part of an event that was read
+		stream := slices.Concat([]byte("data: before\n\n"), frame, []byte("data: after\n\n"))
+		// A reconnection time is the stream's, and no event's.
+		equal := func(got []Event) bool {
+			return slices.EqualFunc(got, wants, func(a, b Event) bool {
+				a.Retry, b.Retry = 0, 0
+				return a == b
+			})
+		}
+		if got := decodeAsStandard(stream); !equal(got.events) {
+			t.Errorf("the standard's algorithm: got %#v, want %#v", got.events, wants)
+		}
+		d := NewDecoder(bytes.NewReader(stream))
+		d.MaxEventBytes = -1
+		if got := decodeAll(d); !equal(got.events) || got.retry != want.Retry {
+			t.Errorf("Decoder: got %v, want %#v", got, wants)
+		}
+		if got := throughHeader(t, id); got != id {
+			t.Errorf("through the Last-Event-ID header: got %q, want %q", got, id)
+		}
+	})
+}
+
+func TestJSON(t *testing.T) {
+	got, err := JSON(map[string]any{"text": "a\nb\xff", "n": 1})
+	if want := (Event{Data: `{"n":1,"text":"a\nb\ufffd"}`}); err != nil || got != want {
+		t.Errorf("got %+v, %v, want %+v", got, err, want)
+	}
+	got, err = JSON(math.Inf(1))
+	if want := "sse: event data: json: unsupported value: +Inf"; err == nil || err.Error() != want || got != (Event{}) {
+		t.Errorf("got %+v, %v, want %s", got, err, want)
+	}
+}
+
+// ----- Decoder -----
+
+func TestDecode(t *testing.T) {
+	const bom = "\ufeff"
+	long := strings.Repeat("long", 3000)
+	for _, tt := range []struct {
+		name   string
+		stream string
+		want   decoded
+	}{
+		// The examples of the standard's section on parsing an event stream.
+		{"several lines", "data: YHOO\ndata: +2\ndata: 10\n\n", decoded{events: []Event{{Data: "YHOO\n+2\n10"}}}},
+		{"comment, ID, empty ID, no end", ": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n",
+			decoded{events: []Event{{ID: "1", Data: "first event"}, {Data: "second event"}}, err: io.ErrUnexpectedEOF}},
+		{"one blank after the colon is dropped", "data:  third event\n\n", decoded{events: []Event{{Data: " third event"}}}},
+		{"empty data", "data\n\ndata\ndata\n\ndata:", decoded{events: []Event{{Data: ""}, {Data: "\n"}}, err: io.ErrUnexpectedEOF}},
+		{"blank after the colon or none", "data:test\n\ndata: test\n\n", decoded{events: []Event{{Data: "test"}, {Data: "test"}}}},
+
+		{"nothing", "", decoded{}},
+		{"blank lines", "\n\r\r\n\n", decoded{}},
+		{"LF", "data: a\ndata: b\n\n", decoded{events: []Event{{Data: "a\nb"}}}},
+		{"CR", "data: a\rdata: b\r\r", decoded{events: []Event{{Data: "a\nb"}}}},
+		{"CRLF", "data: a\r\ndata: b\r\n\r\n", decoded{events: []Event{{Data: "a\nb"}}}},
+		{"line ends mixed", "data: a\rdata: b\r\ndata: c\n\r", decoded{events: []Event{{Data: "a\nb\nc"}}}},
+		{"LF CR is two line ends", "data: a\n\rdata: b\n\n", decoded{events: []Event{{Data: "a"}, {Data: "b"}}}},
+		{"CR CRLF is two line ends", "data: a\r\r\ndata: b\n\n", decoded{events: []Event{{Data: "a"}, {Data: "b"}}}},
+		{"other line ends are text", "data: a\u2028b\u0085c\vd\n\n", decoded{events: []Event{{Data: "a\u2028b\u0085c\vd"}}}},
+
+		{"byte order mark", bom + "data: a\n\n", decoded{events: []Event{{Data: "a"}}}},
+		{"byte order mark once", bom + bom + "data: a\n\ndata: b\n\n", decoded{events: []Event{{Data: "b"}}}},
+		{"byte order mark at the start only", "data: a\n\n" + bom + "data: b\n\n", decoded{events: []Event{{Data: "a"}}}},
+		{"byte order mark after a blank line", "\n" + bom + "data: b\n\n", decoded{}},
+		{"byte order mark of a long line", bom + "data: " + long + "\n\n", decoded{events: []Event{{Data: long}}}},
+		{"byte order mark, blank line", bom + "\ndata: b\n\n", decoded{events: []Event{{Data: "b"}}}},
+		{"half a byte order mark", "\xef\xbbdata: a\n\n", decoded{}},
+
+		{"comments", ": a\n:b\n:\ndata: x\n: c\ndata: y\n:data: z\n\n", decoded{events: []Event{{Data: "x\ny"}}}},
+		{"long comment", ":" + long + "\r\ndata: x\r\n:" + long + "\r\n\r\n", decoded{events: []Event{{Data: "x"}}}},
+		{"unknown fields", "Data: 1\nda ta: 2\n data: 3\ndata : 4\ndata\x00: 5\nfoo\n\nDATA: x\ndatas: y\ndata: 6\n\n", decoded{events: []Event{{Data: "6"}}}},
+		{"colons in the value", "data:::a: b\n\n", decoded{events: []Event{{Data: "::a: b"}}}},
+		{"tab is no blank", "data:\ta\n\n", decoded{events: []Event{{Data: "\ta"}}}},
+		{"NUL in data", "data: \x00\n\n", decoded{events: []Event{{Data: "\x00"}}}},
+		{"blanks at the end", "data: a \n\n", decoded{events: []Event{{Data: "a "}}}},
+		{"long lines", "data: " + long + "\rdata: " + long + "\r\r", decoded{events: []Event{{Data: long + "\n" + long}}}},
+
+		{"type", "event: tick\ndata: a\n\ndata: b\n\n", decoded{events: []Event{{Type: "tick", Data: "a"}, {Data: "b"}}}},
+		{"last type counts", "event: a\nevent: b\ndata: x\n\n", decoded{events: []Event{{Type: "b", Data: "x"}}}},
+		{"empty type", "event: a\nevent\ndata: x\n\n", decoded{events: []Event{{Data: "x"}}}},
+		{"type without data is no event", "event: a\n\ndata: x\n\n", decoded{events: []Event{{Data: "x"}}}},
+
+		{"sticky ID", "id: 1\ndata: a\n\ndata: b\n\nid: 2\n\ndata: c\n\n",
+			decoded{events: []Event{{ID: "1", Data: "a"}, {ID: "1", Data: "b"}, {ID: "2", Data: "c"}}, lastID: "2"}},
+		{"ID without data", "id: 1\n\n", decoded{lastID: "1"}},
+		{"ID emptied", "id: 1\n\nid\n\ndata: a\n\n", decoded{events: []Event{{Data: "a"}}}},
+		{"last ID counts", "id: 1\nid: 2\ndata: a\n\n", decoded{events: []Event{{ID: "2", Data: "a"}}, lastID: "2"}},
+		{"ID of an unfinished event", "id: 1\n\nid: 2\ndata: a\n", decoded{lastID: "1", err: io.ErrUnexpectedEOF}},
+		{"NUL in ID", "id: 1\n\nid: 2\x003\ndata: a\n\nid: \x00\ndata: b\n\n", decoded{events: []Event{{ID: "1", Data: "a"}, {ID: "1", Data: "b"}}, lastID: "1"}},
+		{"long ID", "id: " + long + "\ndata: a\n\n", decoded{events: []Event{{ID: long, Data: "a"}}, lastID: long}},
+		{"blanks in ID", "id:  1 \ndata: a\n\n", decoded{events: []Event{{ID: " 1 ", Data: "a"}}, lastID: " 1 "}},
+
+		{"retry", "retry: 1500\ndata: a\n\ndata: b\n\n", decoded{events: []Event{{Data: "a"}, {Data: "b"}}, retry: 1500 * time.Millisecond}},
+		{"retry alone is no event", "retry: 1500\n\ndata: a\n\n", decoded{events: []Event{{Data: "a"}}, retry: 1500 * time.Millisecond}},
+		{"retry counts at once", "retry: 7\n", decoded{retry: 7 * time.Millisecond}},
+		{"last retry counts", "retry: 7\nretry: 8\n\n", decoded{retry: 8 * time.Millisecond}},
+		{"retry zero", "retry: 7\nretry: 0\n\n", decoded{}},
+		{"retry zero in many digits", "retry: 7\nretry: 000\n\n", decoded{}},
+		{"retry with leading zeros", "retry: 007\n\n", decoded{retry: 7 * time.Millisecond}},
+		{"retry of digits only", "retry: 7\nretry: 3000x\nretry: -1\nretry: +1\nretry: 1.5\nretry: 1_000\nretry: 0x1\nretry:  1\nretry: 1 \nretry: \nretry\nretry: ٣\n\n", decoded{retry: 7 * time.Millisecond}},
+		{"retry that overflows", "retry: 9223372036855\n\n", decoded{retry: longestRetry}},
+		{"retry that overflows by far", "retry: " + strings.Repeat("9", 1000) + "\n\n", decoded{retry: longestRetry}},
+		{"retry of many digits and a letter", "retry: 7\nretry: " + strings.Repeat("9", 100) + "x\n\n", decoded{retry: 7 * time.Millisecond}},
+
+		{"end in the middle of a line", "data: a\n\ndata: b", decoded{events: []Event{{Data: "a"}}, err: io.ErrUnexpectedEOF}},
+		{"end before the blank line", "data: a\n\ndata: b\n", decoded{events: []Event{{Data: "a"}}, err: io.ErrUnexpectedEOF}},
+		{"end before the data", "data: a\n\ndata", decoded{events: []Event{{Data: "a"}}, err: io.ErrUnexpectedEOF}},
+		{"end in a long line of data", "data:" + long, decoded{err: io.ErrUnexpectedEOF}},
+		{"end of an event without data", "data: a\n\nevent: b\nid: c\n:data\ndatas: d\n", decoded{events: []Event{{Data: "a"}}}},
+		{"end in another field", "data: a\n\ndatas: b", decoded{events: []Event{{Data: "a"}}}},
+		{"end in a comment", "data: a\n\n:data: b", decoded{events: []Event{{Data: "a"}}}},
+		{"end in a comment within an event", "data: a\n:c", decoded{err: io.ErrUnexpectedEOF}},
+		{"end within CRLF", "data: a\r\n\r", decoded{events: []Event{{Data: "a"}}}},
+
+		{"UTF-8", "data: é日😀\nid: ü\nevent: ß\n\n", decoded{events: []Event{{ID: "ü", Type: "ß", Data: "é日😀"}}, lastID: "ü"}},
+		{"not UTF-8", "data: a\xffb\nid: \x80\nevent: \xc3\n\n", decoded{events: []Event{{ID: "\ufffd", Type: "\ufffd", Data: "a\ufffdb"}}, lastID: "\ufffd"}},
+		{"a line end ends a character", "data: \xe2\x82\ndata: \xac\n\n", decoded{events: []Event{{Data: "\ufffd\n\ufffd"}}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := decodeAsStandard([]byte(tt.stream)); !got.equal(tt.want) {
+				t.Errorf("the standard's algorithm: got %v, want %v", got, tt.want)
+			}
+			checkDecoder(t, []byte(tt.stream), tt.want, nil)
+		})
+	}
+}
+
+// The Encoding standard replaces each longest beginning of a character that is
+// not continued rightly.
+func TestDecodeReplacesInvalidUTF8(t *testing.T) {
+	for _, tt := range []struct{ in, want string }{
+		{"\x80", "?"},
+		{"\xbf\x80", "??"},
+		{"\xc0\x80", "??"},
+		{"\xc1\xbf", "??"},
+		{"\xc2", "?"},
+		{"\xc2x", "?x"},
+		{"\xc2\xc2\x80", "?\u0080"},
+		{"\xe0\x80\x80", "???"},
+		{"\xe0\xa0", "?"},
+		{"\xe2\x82x", "?x"},
+		{"\xe2\x82\xe2\x82\xac", "?€"},
+		{"\xe2x\x82", "?x?"},
+		{"\xed\x9f\xbf", "\ud7ff"},
+		{"\xed\xa0\x80", "???"},
+		{"\xf0\x80\x80\x80", "????"},
+		{"\xf0\x90", "?"},
+		{"\xf0\x90\x80", "?"},
+		{"\xf0\x90\x80x", "?x"},
+		{"\xf0\x9f\x98\x80", "😀"},
+		{"\xf4\x8f\xbf\xbf", "\U0010ffff"},
+		{"\xf4\x90\x80\x80", "????"},
+		{"\xf5\x80", "??"},
+		{"\xfe\xff", "??"},
+		{"\xef\xbf\xbd", "\ufffd"},
+	} {
+		want := strings.ReplaceAll(tt.want, "?", "\ufffd")
+		stream := []byte("data: " + tt.in + "\n\n")
+		if got := decodeAsStandard(stream); len(got.events) != 1 || got.events[0].Data != want {
+			t.Errorf("%+q by the standard's algorithm: got %v, want %+q", tt.in, got, want)
+		}
+		checkDecoder(t, stream, decoded{events: []Event{{Data: want}}}, nil)
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, s := range []string{
+		"", "data: x\n\n", "data: x\r\r", "data: x\r\n\r\n", "\ufeffdata: a\n\n\ufeffdata: b\n\n", ":c\ndata\n\n",
+		"id: 1\nevent: e\nretry: 10\ndata: a\n\ndata: b\n\nid\n\n", "retry: 7\nretry: 00\n\n", "retry: 99999999999999999999x\n\n",
+		"id: a\x00b\n\ndata: \xe2\x82\ndata:\xf0\x9f\x98\x80\n\n", "data: a\n\rdata: b\r\n\n",
+		"data: more than fits in the smallest buffer\r\n:so does this comment, it does\r\n\r\n",
+	} {
+		f.Add([]byte(s), []byte{3, 1, 4})
+	}
+	f.Fuzz(func(t *testing.T, stream, cuts []byte) {
+		if len(stream) > 1<<14 {
+			t.Skip("too large for the slow reference")
+		}
+		checkDecoder(t, stream, decodeAsStandard(stream), cuts)
+	})
+}
+
+// A line that ends in CR must not wait for a possible LF behind it.
+func TestDecodeDoesNotWaitBehindCR(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, w := io.Pipe()
+		defer w.Close()
+		got := make(chan Event, 9)
+		go func() {
+			for e := range NewDecoder(r).All() {
+				got <- e
+			}
+		}()
+		for _, part := range []string{"data: a\r\r", "\ndata: b\r\n\r", "\ndata: c\n\n"} {
+			io.WriteString(w, part)
+			synctest.Wait()
+			if len(got) != 1 {
+				t.Fatalf("after %q: got %d events, want 1", part, len(got))
+			}
+			<-got
+		}
+	})
+}
+
+func TestDecodeMaxEventBytes(t *testing.T) {
+	const most = 16 << 20
+	event := func(size int) string { // of so many bytes in all
+		return "data: " + strings.Repeat("x", size-len("data: \n\n")) + "\n\n"
+	}
+	comment := ":" + strings.Repeat("c", 5000) + "\n"
+	for _, tt := range []struct {
+		name     string
+		max      int
+		stream   string
+		events   int
+		tooLarge string
+	}{
+		{"default, just fits", 0, event(most) + event(most), 2, ""},
+		{"default, too large", 0, event(10) + event(most+1) + event(10), 1, "sse: event is larger than the decoder's limit of 16777216 bytes"},
+		{"no limit", -1, event(most + 1), 1, ""},
+		{"5 MiB", 5 << 20, event(5 << 20), 1, ""},
+		{"5 MiB, too large", 5 << 20, event(5<<20 + 1), 0, "sse: event is larger than the decoder's limit of 5242880 bytes"},
+		{"small, just fits", 20, event(20) + event(20), 2, ""},
+		{"small, too large", 20, event(20) + event(21), 1, "sse: event is larger than the decoder's limit of 20 bytes"},
+		{"all lines count", 20, event(20) + "data: x\ndata: y\ndata: z\n\n", 1, "sse: event is larger than the decoder's limit of 20 bytes"},
+		{"other fields count", 20, "event: x\nfoo: bar\nid: 1\n", 0, "sse: event is larger than the decoder's limit of 20 bytes"},
+		{"comments do not", 20, comment + "data: x\n" + comment + comment + "data: y\n" + comment + "\n", 1, ""},
+		{"comments do not, at the start", 20, "\ufeff" + comment + "data: x\n\n", 1, ""},
+		{"an event's size begins anew", 20, strings.Repeat("data: 12345\n\nid: 12345\n\n", 100), 100, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := NewDecoder(strings.NewReader(tt.stream))
+			d.MaxEventBytes = tt.max
+			got := decodeAll(d)
+			if len(got.events) != tt.events {
+				t.Errorf("got %d events, want %d", len(got.events), tt.events)
+			}
+			if tt.tooLarge == "" {
+				if got.err != io.EOF {
+					t.Errorf("got error %v, want %v", got.err, io.EOF)
+				}
+			} else if !errors.Is(got.err, ErrEventTooLarge) || got.err.Error() != tt.tooLarge {
+				t.Errorf("got error %v, want %s", got.err, tt.tooLarge)
+			}
+		})
+	}
+}
+
+// However much a hostile server sends, the Decoder holds little of it.
+func TestDecodeHostileStream(t *testing.T) {
+	const endless = 4 << 20
+	for _, tt := range []struct {
+		name       string
+		head, then string
+		most       uint64 // allocated, in bytes
+		want       error
+	}{
+		{"endless comment", ":", "comment ", 64 << 10, io.EOF},
+		{"endless comment after a byte order mark", "\ufeff:", "comment ", 64 << 10, io.EOF},
+		{"endless comments", "", ":comment\n", 64 << 10, io.EOF},
+		{"endless line", "data: ", "x", 8 << 20, ErrEventTooLarge},
+		{"endless line of colons", "data: ", ":", 8 << 20, ErrEventTooLarge},
+		{"endless lines", "", "data: x\n", 8 << 20, ErrEventTooLarge},
+		{"endless IDs", "", "id: x\r", 8 << 20, ErrEventTooLarge},
+		{"endless unknown field", "foo", "bar", 8 << 20, ErrEventTooLarge},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			least := uint64(math.MaxUint64) // other goroutines may disturb a measurement
+			for range 3 {
+				d := NewDecoder(io.MultiReader(strings.NewReader(tt.head), io.LimitReader(&repeatingReader{text: tt.then}, endless)))
+				d.MaxEventBytes = 1 << 20
+				var before, after runtime.MemStats
+				runtime.ReadMemStats(&before)
+				_, err := d.Decode()
+				runtime.ReadMemStats(&after)
+				if !errors.Is(err, tt.want) {
+					t.Errorf("got error %v, want %v", err, tt.want)
+				}
+				least = min(least, after.TotalAlloc-before.TotalAlloc)
+			}
+			if least > tt.most {
+				t.Errorf("got %d bytes allocated, want at most %d", least, tt.most)
+			}
+		})
+	}
+}
+
+func TestDecodeErrorStays(t *testing.T) {
+	broken := errors.New("broken")
+	d := NewDecoder(io.MultiReader(strings.NewReader("data: a\n\ndata: b\n"), iotest.ErrReader(broken), strings.NewReader("\n\ndata: c\n\n")))
+	if e, err := d.Decode(); err != nil || e.Data != "a" {
+		t.Fatalf("got %+v, %v, want the first event", e, err)
+	}
+	for range 3 {
+		if e, err := d.Decode(); err != broken || e != (Event{}) {
+			t.Errorf("got %+v, %v, want the reader's error", e, err)
+		}
+	}
+	// A reader that would go on after an error is not asked again.
+	for _, first := range []string{"d", "data: a\n", "\xef", "\ufeff"} {
+		r := &cutReader{stream: []byte(first + "data: a\n\ndata: b\n\n"), ends: []int{len(first)}}
+		d = NewDecoder(iotest.TimeoutReader(r))
+		for range 3 {
+			if e, err := d.Decode(); err != iotest.ErrTimeout || e != (Event{}) {
+				t.Errorf("after %q: got %+v, %v, want %v", first, e, err, iotest.ErrTimeout)
+			}
+		}
+	}
+	d = NewDecoder(strings.NewReader("data: " + strings.Repeat("x", 100) + "\n\ndata: c\n\n"))
+	d.MaxEventBytes = 50
+	for range 3 {
+		if e, err := d.Decode(); !errors.Is(err, ErrEventTooLarge) || e != (Event{}) {
+			t.Errorf("got %+v, %v, want %v", e, err, ErrEventTooLarge)
+		}
+	}
+}
+
+func TestDecoderAll(t *testing.T) {
+	const stream = "data: a\n\ndata: b\n\ndata: c\n\nevent: d\n"
+	d := NewDecoder(strings.NewReader(stream))
+	var got []string
+	collect := func(limit int) {
+		for e, err := range d.All() {
+			got = append(got, fmt.Sprint(e.Data, " ", err))
+			if limit--; limit == 0 {
+				break
+			}
+		}
+	}
+	collect(1) // a loop that is left goes on in the next one
+	collect(0)
+	collect(0)
+	if want := []string{"a <nil>", "b <nil>", "c <nil>"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	d, got = NewDecoder(io.MultiReader(strings.NewReader(stream), iotest.ErrReader(io.ErrUnexpectedEOF))), nil
+	collect(0)
+	if want := []string{"a <nil>", "b <nil>", "c <nil>", " unexpected EOF"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// ----- Writer -----
+
+// Headers.
 
 // The headers arrive before there is an event, and each event before the next.
 func TestWriterBeginsAtOnce(t *testing.T) {
@@ -2563,7 +2581,7 @@ func TestWriterAnswersPOST(t *testing.T) {
 	})
 }
 
-// writer.go: what stands between the Writer and the connection.
+// What stands between the Writer and the connection.
 
 func TestWriterThatCannotFlush(t *testing.T) {
 	for _, tt := range []struct {
@@ -2664,7 +2682,7 @@ func TestWriterOutlivesServerTimeouts(t *testing.T) {
 	}
 }
 
-// writer.go: writing.
+// Writing.
 
 func TestWriterFlushesOnce(t *testing.T) {
 	large := strings.Repeat("x", pieceBytes)
@@ -2787,7 +2805,7 @@ func TestWriterSendsWithoutAllocating(t *testing.T) {
 	}
 }
 
-// writer.go: the ends of a stream.
+// The ends of a stream.
 
 // A client that stops reading is cut off when a write has taken WriteTimeout,
 // no earlier and no later.
@@ -3068,7 +3086,7 @@ func TestNewWriterWhenClientIsGone(t *testing.T) {
 	}
 }
 
-// broker.go: publishing, that is IDs, refusals, topics, and what the ring forgets.
+// ----- Broker -----
 
 func TestAssignedIDsAreShortAndPlain(t *testing.T) {
 	plain := regexp.MustCompile(`^[0-9a-z]+-[0-9a-z]+$`)
@@ -3573,7 +3591,9 @@ func heapInUse() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// broker.go: the history, that is what a client gets that comes back.
+// ----- The log -----
+
+// The history, that is what a client gets that comes back.
 
 func TestResumingAtTheNewestEventSendsNothing(t *testing.T) {
 	for _, history := range []int{1, 10, 256, 300, 0} {
@@ -4230,624 +4250,839 @@ func connectBroker(t *testing.T, b *Broker, address, id string, topics []string)
 	}
 }
 
-// broker.go: CatchUp.
+// Reset.
 
-// A catchUpCall is one call of CatchUp, under the test's control.
-type catchUpCall struct {
-	ctx    context.Context
-	id     string
-	topics []string
-	upTo   string
-	events chan Event // yields what comes here, until it is closed
-	fail   error      // yielded at the end
-	gone   bool       // the loop over it was left
-}
-
-// controlCatchUp sets b.CatchUp to a function whose calls arrive in the channel.
-// Those that nobody receives block.
-func controlCatchUp(b *Broker) chan *catchUpCall {
-	calls := make(chan *catchUpCall)
-	b.CatchUp = func(ctx context.Context, missed Missed) iter.Seq2[Event, error] {
-		return func(yield func(Event, error) bool) {
-			call := &catchUpCall{ctx: ctx, id: missed.LastEventID, topics: missed.Topics, upTo: missed.UpTo, events: make(chan Event)}
-			defer func() { call.gone = true }()
-			select {
-			case calls <- call:
-			case <-ctx.Done():
-				yield(Event{}, ctx.Err())
-				return
-			}
-			for {
-				select {
-				case e, ok := <-call.events:
-					if !ok {
-						if call.fail != nil {
-							yield(Event{}, call.fail)
-						}
-						return
-					}
-					if !yield(e, nil) {
-						return
-					}
-				case <-ctx.Done():
-					yield(Event{}, ctx.Err())
-					return
-				}
-			}
-		}
-	}
-	return calls
-}
-
-// yieldAll sets b.CatchUp to a function that yields these events, and returns
-// where it notes with which IDs it was called.
-func yieldAll(b *Broker, events ...Event) (ids *[]string) {
-	ids = new([]string)
-	b.CatchUp = func(_ context.Context, missed Missed) iter.Seq2[Event, error] {
-		*ids = append(*ids, missed.LastEventID)
-		return func(yield func(Event, error) bool) {
-			for _, e := range events {
-				if !yield(e, nil) {
-					return
-				}
-			}
-		}
-	}
-	return ids
-}
-
-func TestCatchUpIsAskedForWhatTheHistoryLacks(t *testing.T) {
+func TestResetTellsEveryClientOfAGap(t *testing.T) {
 	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
-		b := &Broker{History: 2}
-		calls := controlCatchUp(b)
+		b := &Broker{}
 		s := serve(t, b)
-		b.Publish(Event{ID: "1", Data: "1"}, "a", "b")
-		b.Publish(Event{ID: "2", Data: "2"}, "a")
-		b.Publish(Event{ID: "3", Data: "3"}, "a")
-		s.get("/?topic=a", "Last-Event-ID: 1\r\n").want("2 3")
-		s.get("/?topic=a", "Last-Event-ID: 3\r\n").want("")
-		select {
-		case call := <-calls:
-			t.Errorf("CatchUp was called with ID %q, which is in the history", call.id)
-		default:
+		b.Publish(Event{ID: "1", Data: "1"})
+		live, quiet, loop := s.get("/", ""), s.get("/?topic=quiet", ""), followBroker(t, b, "")
+		stalled := s.get("/", "")
+		synctest.Wait()
+		stalled.stall(true)
+		b.Publish(Event{ID: "2", Data: "2"})
+		b.Publish(Event{Data: "3"})
+		own := b.LastEventID()
+		live.want("2 3")
+		loop.want("2 3")
+		if err := b.Reset("9"); err != nil {
+			t.Fatal(err)
 		}
-		for _, id := range []string{"", "0", "nobody"} {
-			header := ""
-			if id != "" {
-				header = "Last-Event-ID: " + id + "\r\n"
+		if id := b.LastEventID(); id != "9" {
+			t.Errorf("LastEventID: got %q, want 9", id)
+		}
+		for _, id := range []string{"1", "2"} { // both may come again
+			if _, err := b.Publish(Event{ID: id, Data: "new" + id}); err != nil {
+				t.Error(err)
 			}
-			c := s.get("/?topic=b&topic=a&topic=b", header)
-			call := <-calls
-			slices.Sort(call.topics)
-			if call.id != id || !slices.Equal(call.topics, []string{"a", "b"}) {
-				t.Errorf("CatchUp: got ID %q and topics %q, want %q and a, b", call.id, call.topics, id)
-			}
-			if call.upTo != "3" {
-				t.Errorf("CatchUp: got %q as the newest event, want 3", call.upTo)
-			}
-			// It goes on right after the last event, which is in the history.
-			call.events <- Event{ID: "0", Data: "0"}
-			call.events <- Event{ID: "2", Data: "2"}
-			close(call.events)
-			c.want("0 2 3")
-			if call.ctx.Err() == nil {
-				t.Error("CatchUp has returned, and its context goes on")
-			}
-			c.close()
+		}
+		if _, err := b.Publish(Event{ID: "9", Data: "9"}); !errors.Is(err, ErrDuplicateID) {
+			t.Errorf("event with the ID that Reset was given: got %v, want ErrDuplicateID", err)
+		}
+		live.want("gap:" + own + " new1 new2")
+		loop.want("gap:" + own + " new1 new2")
+		quiet.want("gap:1")
+		if gap := live.first("gap"); gap.ID != "9" {
+			t.Errorf("ID of the gap event: got %q, want 9", gap.ID)
+		}
+		stalled.stall(false)
+		got := stalled.events() // some of 2 and 3 were on their way
+		if n := len(got); n < 3 || n > 5 || got[n-3].Type != "gap" || got[n-2].Data != "new1" || got[n-1].Data != "new2" {
+			t.Errorf("stalled client: got %+v, want a gap, new1 and new2 last", got)
+		}
+		if got := b.Stats().Gaps; got != 4 {
+			t.Errorf("gaps: got %d, want 4", got)
+		}
+		followBroker(t, b, "9").want("new1 new2")
+		followBroker(t, b, "1").want("new2")
+		followBroker(t, b, own).want("gap:" + own + " new1 new2")
+		if err := b.Reset(""); err != nil {
+			t.Fatal(err)
+		}
+		followBroker(t, b, "9").want("gap:9")
+		followBroker(t, b, b.LastEventID()).want("")
+		b.Publish(Event{Data: "4"})
+		live.want("gap:2 4")
+	})
+}
+
+func TestResetTellsADetachedClientOfAGap(t *testing.T) {
+	b := &Broker{}
+	gone := make(chan error, 1)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b.Detach(w, r, func(err error) { gone <- err })
+	}))
+	defer srv.Close()
+	resp, err := http.Get(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	d := NewDecoder(resp.Body)
+	publishIDs(t, b, "1")
+	want := func(want Event) {
+		t.Helper()
+		if e, err := d.Decode(); e != want || err != nil {
+			t.Fatalf("got %+v, %v, want %+v", e, err, want)
+		}
+	}
+	want(Event{ID: "1", Data: "1"})
+	if err := b.Reset("2"); err != nil {
+		t.Fatal(err)
+	}
+	want(Event{ID: "2", Type: "gap", Data: "1"})
+	publishIDs(t, b, "3")
+	want(Event{ID: "3", Data: "3"})
+	b.Shutdown(t.Context())
+	if err := <-gone; !errors.Is(err, ErrClosed) {
+		t.Errorf("got %v, want %v", err, ErrClosed)
+	}
+}
+
+func TestResetReachesAClientThatIsBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		loop := followBroker(t, b, "")
+		loop.stall(true)
+		for _, id := range []string{"1", "2", "3", "4"} {
+			publishIDs(t, b, id)
+			synctest.Wait()
+		}
+		if err := b.Reset("5"); err != nil {
+			t.Fatal(err)
+		}
+		publishIDs(t, b, "6")
+		loop.stall(false)
+		// 1 was on its way already; the others were lost with the history.
+		loop.want("1 gap:1 6")
+	})
+}
+
+func TestResetWithoutAnIDIsAPlaceToResumeFrom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		before := b.LastEventID() // every event published so far: none
+		if err := b.Reset(""); err != nil {
+			t.Fatal(err)
+		}
+		after := b.LastEventID()
+		publishIDs(t, b, "1")
+		followBroker(t, b, after).want("1")
+		followBroker(t, b, before).want("gap:" + before + " 1")
+	})
+}
+
+func TestResetOfAZeroBroker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		if err := b.Reset("7"); err != nil {
+			t.Fatal(err)
+		}
+		publishIDs(t, b, "8")
+		followBroker(t, b, "7").want("8")
+	})
+}
+
+func TestResetForgetsTopics(t *testing.T) {
+	b := &Broker{}
+	b.Publish(Event{Data: "1"}, "a", "b")
+	b.Publish(Event{Data: "2"}, "b")
+	if err := b.Reset(""); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.Stats().Topics; got != 0 || len(b.topics) != 0 {
+		t.Errorf("topics: got %d, want none", got)
+	}
+}
+
+// What was published right before is told as missed.
+func TestResetComesBeforeWhatNobodyWasWokenFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		start := b.LastEventID()
+		loop := followBroker(t, b, "")
+		synctest.Wait()
+		b.mu.Lock()
+		b.announcing = true // as if another goroutine were about to announce
+		b.mu.Unlock()
+		publishIDs(t, b, "1")
+		if err := b.Reset("2"); err != nil {
+			t.Fatal(err)
+		}
+		loop.want("gap:" + start)
+	})
+}
+
+func TestResetAsksCatchUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		asked := yieldAll(b, Event{ID: "9", Data: "caught up"})
+		b.Publish(Event{ID: "1", Data: "1"})
+		loop := followBroker(t, b, "1")
+		if err := b.Reset("9"); err != nil {
+			t.Fatal(err)
+		}
+		b.Publish(Event{ID: "10", Data: "10"})
+		loop.want("caught up 10")
+		if !slices.Equal(*asked, []string{"1"}) {
+			t.Errorf("CatchUp was asked for %q, want 1", *asked)
 		}
 	})
 }
 
-func TestCatchUpMissesNothingPublishedMeanwhile(t *testing.T) {
-	for _, test := range []struct {
-		name   string
-		events []Event
-		want   string
-	}{
-		{"nothing", nil, "4 5 6"},
-		{"a snapshot", []Event{{Type: "snapshot", Data: "s"}}, "s 4 5 6"},
-		{"an unknown ID", []Event{{ID: "x", Data: "x"}}, "x 4 5 6"},
-		{"an ID from before", []Event{{ID: "2", Data: "2"}}, "2 3 4 5 6"},
-		{"an ID from before, but not on the last event", []Event{{ID: "2", Data: "2"}, {Data: "s"}}, "2 s 4 5 6"},
-		{"an ID from meanwhile", []Event{{ID: "4", Data: "4"}, {ID: "5", Data: "5"}}, "4 5 6"},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			serveAndDetach(t, func(t *testing.T, serve serveFunc) {
-				b := &Broker{}
-				calls := controlCatchUp(b)
-				s := serve(t, b)
-				publish := func(id string) { b.Publish(Event{ID: id, Data: id}) }
-				publish("1")
-				publish("2")
-				publish("3")
-				c := s.get("/", "Last-Event-ID: nobody\r\n")
-				call := <-calls
-				publish("4")
-				publish("5")
-				for _, e := range test.events {
-					call.events <- e
-				}
-				close(call.events)
-				synctest.Wait()
-				publish("6")
-				c.want(test.want)
-				c.close()
-				// It was told an ID to come back with.
-				c = s.get("/", "Last-Event-ID: "+c.lastID()+"\r\n")
-				c.want("")
-				publish("7")
-				c.want("7")
-			})
-		})
-	}
+// Without a history the ID that Reset is given is not in it.
+func TestResetWithoutAHistoryAsksCatchUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{History: -1}
+		asked := yieldAll(b, Event{Data: "caught up"})
+		if err := b.Reset("9"); err != nil {
+			t.Fatal(err)
+		}
+		followBroker(t, b, "9").want("caught up")
+		if !slices.Equal(*asked, []string{"9"}) {
+			t.Errorf("CatchUp was asked for %q, want 9", *asked)
+		}
+	})
 }
 
-func TestCatchUpThatYieldsNothingLetsTheClientGoOnAfterItsOwnEvent(t *testing.T) {
+func TestResetDuringCatchUpDoesNotReplayWhatAFreshClientNeverMissed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &Broker{}
 		calls := controlCatchUp(b)
-		publishIDs(t, b, "1")
-		// The client has seen 3, from another broker that is fed faster.
-		loop := followBroker(t, b, "3")
+		loop := followBroker(t, b, "")
 		call := <-calls
-		publishIDs(t, b, "2", "3", "4")
+		if err := b.Reset("1"); err != nil { // the program has found where its log stands,
+			t.Fatal(err)
+		}
+		publishIDs(t, b, "2", "3") // fills the history,
 		close(call.events)
+		call = <-calls
+		if call.id != "" {
+			t.Errorf("CatchUp was asked again for %q, want no ID", call.id)
+		}
+		close(call.events)
+		synctest.Wait()
+		publishIDs(t, b, "4") // and goes on
 		loop.want("4")
 	})
 }
 
-// A client that is cut off between CatchUp's events and the first of its own
-// has got all that CatchUp gave it.
-func TestClientCutOffAfterCatchUpGoesOn(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
-		b := &Broker{}
-		asked := yieldAll(b, Event{Type: "snapshot", Data: "s"})
-		s := serve(t, b)
-		b.Publish(Event{Data: "1"})
-		c := s.get("/", "")
-		c.want("s")
-		c.close()
-		b.Publish(Event{Data: "2"})
-		s.get("/", "Last-Event-ID: "+c.lastID()+"\r\n").want("2")
-		if len(*asked) != 1 {
-			t.Errorf("CatchUp was called for %q, want once", *asked)
-		}
-	})
-}
-
-// The same is true if as much was published meanwhile as the history holds.
-func TestClientCutOffAfterALongCatchUpGoesOn(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
-		b := &Broker{History: 256}
-		calls := controlCatchUp(b)
-		s := serve(t, b)
-		b.Publish(Event{Data: "1"})
-		c := s.get("/", "")
-		call := <-calls
-		for range 256 {
-			b.Publish(Event{Data: "x"}, "other")
-		}
-		call.events <- Event{Type: "snapshot", Data: "s"}
-		close(call.events)
-		c.want("s")
-		c.close()
-		s.get("/", "Last-Event-ID: "+c.lastID()+"\r\n").want("")
-		select {
-		case call := <-calls:
-			t.Errorf("CatchUp was asked again, for %q", call.id)
-		default:
-		}
-	})
-}
-
-func TestCatchUpOfManyEvents(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
-		b := &Broker{}
-		var events []Event
-		var want []string
-		for i := range 1000 {
-			data := strings.Repeat(strconv.Itoa(i), 1+i%200)
-			events, want = append(events, Event{ID: strconv.Itoa(i), Data: data}), append(want, data)
-		}
-		yieldAll(b, events...)
-		s := serve(t, b)
-		s.get("/", "").want(strings.Join(want, " "))
-		followBroker(t, b, "").want(strings.Join(want, " "))
-	})
-}
-
-func TestCatchUpThatFailsEndsTheStream(t *testing.T) {
-	for _, test := range []struct {
-		name string
-		fail error
-		bad  Event
-	}{
-		{"error", errors.New("the database is on fire"), Event{Data: "x"}},
-		{"bad event", nil, Event{ID: "a\nb"}},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				log := &brokerLog{}
-				b := &Broker{Logger: slog.New(log)}
-				calls := controlCatchUp(b)
-				s := serveBroker(t, b)
-				for range 3 {
-					c := s.get("/", "Last-Event-ID: nobody\r\n")
-					loop := followBroker(t, b, "nobody")
-					for range 2 {
-						call := <-calls
-						call.fail = test.fail
-						call.events <- Event{ID: "x", Data: "x"}
-						call.events <- test.bad
-						close(call.events)
-					}
-					synctest.Wait()
-					b.Publish(Event{Data: "1"})
-					synctest.Wait()
-					if got := c.events(); c.ended() == nil || len(got) > 0 && got[len(got)-1].Data == "1" {
-						t.Errorf("the stream went on: %+v", got)
-					}
-					if err := s.served(); err == nil || test.fail != nil && !errors.Is(err, test.fail) || errors.Is(err, ErrClientLeft) {
-						t.Errorf("Serve: got %v, want %v", err, test.fail)
-					}
-					if err := loop.ended(); err == nil || test.fail != nil && !errors.Is(err, test.fail) {
-						t.Errorf("Subscribe: got %v, want %v", err, test.fail)
-					}
-				}
-				if got := log.count(slog.LevelWarn); got != 1 {
-					t.Errorf("warnings: got %d, want 1 for one minute", got)
-				}
-			})
-		})
-	}
-}
-
-func TestClientThatLeavesDuringCatchUp(t *testing.T) {
+func TestResetThatIsRefusedDoesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		b.Publish(Event{Data: "1"})
+		loop := followBroker(t, b, "")
+		id := b.LastEventID()
+		if err := b.Reset(id); !errors.Is(err, ErrDuplicateID) {
+			t.Errorf("Reset to an ID of the Broker's own: got %v, want ErrDuplicateID", err)
+		}
+		if err := b.Reset("a\nb"); err == nil {
+			t.Error("Reset to an ID that cannot be sent: got no error")
+		}
+		if b.LastEventID() != id {
+			t.Error("the history is gone")
+		}
+		b.Publish(Event{Data: "2"})
+		loop.want("2")
+		b.Shutdown(t.Context())
+		if err := b.Reset("9"); !errors.Is(err, ErrClosed) {
+			t.Errorf("Reset after Shutdown: got %v, want ErrClosed", err)
+		}
+	})
+}
+
+// ----- Topics and subscribers -----
+
+// Topics that have ended.
+
+// What a client is owed comes before the end, and the end is the last.
+func TestEndComesAfterWhatIsOwed(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{}
+		s := serve(t, b)
+		idle := s.get("/?topic=job", "")
+		stalled := s.get("/?topic=job", "")
+		other := s.get("/?topic=other", "")
+		idle.want("")
+		stalled.stall(true)
+		for i := range 300 {
+			b.Publish(Event{Data: strconv.Itoa(i)}, "job")
+		}
+		if err := b.End("job"); err != nil { // and does not wait for the one that stalls
+			t.Fatal(err)
+		}
+		idle.wantEnd()
+		if err := s.served(); !errors.Is(err, ErrEnded) {
+			t.Errorf("got %v, want ErrEnded", err)
+		}
+		if err := s.served(); err != errNotServed {
+			t.Errorf("the one that stalls: got %v, want it to stay", err)
+		}
+		stalled.stall(false)
+		stalled.wantEnd()
+		for i, c := range []*pipeClient{idle, stalled} {
+			if got := c.events(); len(got) != 301 || got[299].Data != "299" {
+				t.Errorf("client %d: got %d events, want 300 and the end", i, len(got))
+			}
+		}
+		if err := s.served(); !errors.Is(err, ErrEnded) {
+			t.Errorf("got %v, want ErrEnded", err)
+		}
+		b.Publish(Event{Data: "1"}, "other")
+		other.want("1")
+		if got := b.Stats().Clients; got != 1 {
+			t.Errorf("got %d clients, want 1", got)
+		}
+	})
+	t.Run("Subscribe", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b := &Broker{}
+			loop := followBroker(t, b, "", "job")
+			loop.stall(true)
+			b.Publish(Event{Data: "1"}, "job")
+			b.Publish(Event{Data: "2"}, "job")
+			if err := b.End("job"); err != nil {
+				t.Fatal(err)
+			}
+			loop.stall(false)
+			loop.want("1 2")
+			if err := loop.ended(); !errors.Is(err, ErrEnded) {
+				t.Errorf("got %v, want ErrEnded", err)
+			}
+		})
+	})
+}
+
+// A client goes on with those of its topics that have not ended.
+func TestEndOfOneTopicOfSeveral(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{}
+		s := serve(t, b)
+		c := s.get("/?topic=job&topic=news", "")
+		loop := followBroker(t, b, "", "job", "news")
+		c.want("")
+		b.End("job")
+		b.Publish(Event{Data: "1"}, "news")
+		c.want("1")
+		loop.want("1")
+		if c.ended() != nil || loop.ended() != nil {
+			t.Fatalf("got %v and %v, want the streams open", c.ended(), loop.ended())
+		}
+		back := s.get("/?topic=job&topic=news", "Last-Event-ID: "+c.lastID()+"\r\n")
+		back.want("")
+		b.Publish(Event{Data: "2"}, "news")
+		b.End("news")
+		c.want("2 ")
+		c.wantEnd()
+		back.want("2 ")
+		back.wantEnd()
+		loop.want("2")
+		if err := loop.ended(); !errors.Is(err, ErrEnded) {
+			t.Errorf("got %v, want ErrEnded", err)
+		}
+	})
+}
+
+// A client that comes to topics which have all ended gets what the history holds of them,
+// or what it missed, and then the end.
+func TestClientThatComesAfterTheEnd(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{}
+		s := serve(t, b)
+		for _, id := range []string{"1", "2", "3"} {
+			b.Publish(Event{ID: id, Data: id}, "job")
+			b.Publish(Event{ID: "other " + id, Data: "x"}, "other")
+		}
+		b.End("job")
+		b.Publish(Event{ID: "last", Data: "x"}, "other")
+		for id, want := range map[string]string{"": "1 2 3 ", "1": "2 3 ", "3": "", "other 3": "", "last": "", "nobody": "gap:nobody 1 2 3 "} {
+			header := ""
+			if id != "" {
+				header = "Last-Event-ID: " + id + "\r\n"
+			}
+			c := s.get("/?topic=job", header)
+			c.want(want)
+			c.wantEnd()
+			if err := s.served(); !errors.Is(err, ErrEnded) {
+				t.Errorf("with %q: got %v, want ErrEnded", id, err)
+			}
+			loop := followBroker(t, b, id, "job")
+			loop.want(strings.TrimSuffix(want, " "))
+			if err := loop.ended(); !errors.Is(err, ErrEnded) {
+				t.Errorf("loop with %q: got %v, want ErrEnded", id, err)
+			}
+		}
+		// With an open topic beside, it begins with the next event as ever.
+		c := s.get("/?topic=job&topic=open", "")
+		c.want("")
+		b.Publish(Event{Data: "4"}, "open")
+		c.want("4")
+	})
+}
+
+// CatchUp is asked first, and may itself know that the stream is over.
+func TestEndComesAfterCatchUp(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{}
+		asked := yieldAll(b, Event{ID: "old", Data: "caught up"})
+		s := serve(t, b)
+		b.Publish(Event{Data: "1"}, "job")
+		b.End("job")
+		for _, header := range []string{"", "Last-Event-ID: nobody\r\n"} {
+			c := s.get("/?topic=job", header)
+			c.wantEnd()
+			if got := c.events(); len(got) < 2 || got[0].Data != "caught up" {
+				t.Errorf("got %v, want what CatchUp yields first", got)
+			}
+			if err := s.served(); !errors.Is(err, ErrEnded) {
+				t.Errorf("got %v, want ErrEnded", err)
+			}
+		}
+		if len(*asked) != 2 {
+			t.Errorf("CatchUp was asked for %q, want it asked twice", *asked)
+		}
+	})
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		log := &brokerLog{}
 		b := &Broker{Logger: slog.New(log)}
-		calls := controlCatchUp(b)
-		s := serveBroker(t, b)
-		c := s.get("/", "")
-		call := <-calls
-		call.events <- Event{Data: "1"}
-		c.close()
-		synctest.Wait()
-		if call.ctx.Err() == nil || !call.gone {
-			t.Errorf("CatchUp goes on without the client: %v, %v", call.ctx.Err(), call.gone)
+		b.CatchUp = func(context.Context, Missed) iter.Seq2[Event, error] {
+			return func(yield func(Event, error) bool) {
+				_ = yield(Event{ID: "1", Data: "all of it"}, nil) && yield(Event{}, ErrEnded)
+			}
 		}
-		if err := s.served(); !errors.Is(err, ErrClientLeft) {
-			t.Errorf("Serve: got %v, want ErrClientLeft", err)
+		s := serve(t, b)
+		c := s.get("/?topic=done", "")
+		c.want("all of it ")
+		c.wantEnd()
+		if err := s.served(); !errors.Is(err, ErrEnded) {
+			t.Errorf("got %v, want ErrEnded", err)
+		}
+		loop := followBroker(t, b, "nobody", "done")
+		loop.want("all of it")
+		if err := loop.ended(); !errors.Is(err, ErrEnded) {
+			t.Errorf("got %v, want ErrEnded", err)
 		}
 		if got := log.count(slog.LevelWarn); got != 0 {
-			t.Errorf("warnings: got %d, want none, since nothing is wrong", got)
+			t.Errorf("got %d warnings, want none", got)
 		}
+		if _, err := b.Publish(Event{Data: "x"}, "done"); err != nil { // to the Broker the topic is as any other
+			t.Errorf("Publish: %v", err)
+		}
+	})
+}
 
-		// One that is too slow for what CatchUp yields is cut off.
-		c = s.get("/", "")
-		call = <-calls
-		c.stall(true)
-		for range 1000 {
-			select {
-			case call.events <- Event{Data: strings.Repeat("x", 1000)}:
-				continue
-			case <-time.After(time.Minute):
+// A client that brings the end's ID is told once more that it need not come back,
+// whatever else there is to say about the Broker.
+func TestClientThatBringsTheEnd(t *testing.T) {
+	closed := &Broker{}
+	closed.Shutdown(t.Context())
+	full := &Broker{MaxClients: 1}
+	failing := &Broker{CatchUp: func(context.Context, Missed) iter.Seq2[Event, error] { panic("asked") }}
+	ended := &Broker{}
+	ended.End()
+	go full.Serve(&wireTape{deaf: true}, httptest.NewRequestWithContext(t.Context(), "GET", "/", nil))
+	eventually(t, "one client", func() bool { return full.Stats().Clients == 1 })
+	for name, b := range map[string]*Broker{"new": {}, "closed": closed, "full": full, "with CatchUp": failing, "ended": ended} {
+		for _, method := range []string{"GET", "HEAD"} {
+			for _, target := range []string{"/", "/?lastEventId=sse-end"} {
+				for way, serve := range map[string]func(http.ResponseWriter, *http.Request) error{
+					"Serve": func(w http.ResponseWriter, r *http.Request) error { return b.Serve(w, r, "some", "topics") },
+					"Detach": func(w http.ResponseWriter, r *http.Request) (err error) {
+						b.Detach(w, r, func(reason error) { err = reason }, "some", "topics")
+						return err
+					},
+					"ServeHTTP": func(w http.ResponseWriter, r *http.Request) error { b.ServeHTTP(w, r); return ErrEnded },
+				} {
+					ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond) // should it become a stream
+					r := httptest.NewRequestWithContext(ctx, method, target, nil)
+					if target == "/" {
+						r.Header.Set("Last-Event-ID", "sse-end")
+					}
+					w := httptest.NewRecorder()
+					if err := serve(w, r); !errors.Is(err, ErrEnded) {
+						t.Errorf("%s, %s %s by %s: got %v, want ErrEnded", name, method, target, way, err)
+					}
+					if w.Code != http.StatusNoContent || w.Header().Get("Cache-Control") != "no-store" || w.Body.Len() > 0 {
+						t.Errorf("%s, %s %s by %s: got status %d, Cache-Control %q, body %q, want 204, no-store and none",
+							name, method, target, way, w.Code, w.Header().Get("Cache-Control"), w.Body)
+					}
+					cancel()
+				}
+			}
+		}
+		for _, err := range b.Subscribe(t.Context(), "sse-end", "some", "topics") {
+			if !errors.Is(err, ErrEnded) {
+				t.Errorf("%s, Subscribe: got %v, want ErrEnded", name, err)
 			}
 			break
 		}
-		if err := s.served(); !errors.Is(err, ErrTooSlow) || !call.gone {
-			t.Errorf("Serve: got %v, want ErrTooSlow", err)
-		}
-		if got := b.Stats().Clients; got != 0 {
-			t.Errorf("clients: got %d, want none", got)
-		}
-	})
-}
-
-// What is published while CatchUp runs may be more than the ring holds. Then
-// CatchUp is asked for the rest, and it is not the client's loss.
-func TestCatchUpThatTheRingOvertakesIsAskedAgain(t *testing.T) {
-	for _, explicit := range []bool{false, true} {
-		t.Run(fmt.Sprint("explicit=", explicit), func(t *testing.T) {
-			serveAndDetach(t, func(t *testing.T, serve serveFunc) {
-				b := &Broker{History: 10}
-				calls := controlCatchUp(b)
-				s := serve(t, b)
-				var log []Event
-				publish := func(n int) {
-					for range n {
-						e := Event{Data: strconv.Itoa(len(log))}
-						if explicit {
-							e.ID = "id" + e.Data
-						}
-						b.Publish(e)
-						e.ID = b.LastEventID()
-						log = append(log, e)
-					}
-				}
-				publish(5)
-				c := s.get("/", "Last-Event-ID: nobody\r\n")
-				call := <-calls
-				publish(5)
-				for _, e := range log {
-					call.events <- e
-				}
-				publish(300) // the ring forgets the event that CatchUp ended with
-				close(call.events)
-				select {
-				case call = <-calls:
-				case <-time.After(time.Second):
-					t.Fatal("CatchUp was not asked again")
-				}
-				if call.id != log[9].ID {
-					t.Errorf("CatchUp: got ID %q, want that of its own last event, %q", call.id, log[9].ID)
-				}
-				for _, e := range log[10:] {
-					call.events <- e
-				}
-				close(call.events)
-				synctest.Wait()
-				publish(1)
-				var want []string
-				for _, e := range log {
-					want = append(want, e.Data)
-				}
-				c.want(strings.Join(want, " "))
-				if c.lastID() != b.LastEventID() {
-					t.Errorf("last event ID: got %q, want %q", c.lastID(), b.LastEventID())
-				}
-			})
-		})
 	}
 }
 
-// When CatchUp is called again, and with which ID. What concerns the bytes that a client
-// is sent is in TestCatchUpThatTheRingOvertakesIsAskedAgain.
-func TestWhatCatchUpIsAskedAgainFor(t *testing.T) {
-	publish := func(b *Broker, n int, topics ...string) {
-		for range n {
-			b.Publish(Event{Data: "x"}, topics...)
-		}
-	}
-	numbers := func(from, to int) (ids []string) {
-		for i := from; i <= to; i++ {
-			ids = append(ids, strconv.Itoa(i))
-		}
-		return ids
-	}
-	for _, test := range []struct {
-		name    string
-		history int
-		lastID  func(b *Broker) string // publishes what there is before the client
-		topic   string
-		answer  func(b *Broker, n int, missed Missed, yield func(Event) bool) // the nth call
-		after   func(b *Broker, l *brokerLoop)
-		asked   []string // "own" is what the client came with
-		want    string
-	}{
-		{
-			"the history has moved on", 1,
-			func(b *Broker) string { publishIDs(t, b, numbers(1, 10)...); return "4" }, "",
-			func(b *Broker, n int, missed Missed, yield func(Event) bool) {
-				if n == 1 {
-					publishIDs(t, b, "11", "12")
-				}
-				from, _ := strconv.Atoi(missed.LastEventID)
-				to, _ := strconv.Atoi(b.LastEventID())
-				for _, id := range numbers(from+1, to) {
-					if !yield(Event{ID: id, Data: id}) {
-						return
-					}
-				}
-				if n == 1 { // more than the history holds, while the client is still here
-					publishIDs(t, b, numbers(13, 1012)...)
-				}
-			},
-			func(b *Broker, _ *brokerLoop) { publishIDs(t, b, numbers(1013, 1015)...) },
-			[]string{"own", "12"}, strings.Join(numbers(5, 1015), " "),
-		},
-		{
-			"it yielded nothing", 1,
-			func(b *Broker) string { publishIDs(t, b, "here"); return "long ago" }, "quiet",
-			func(b *Broker, n int, _ Missed, _ func(Event) bool) {
-				if n == 1 { // while it reads a log that has nothing for the client
-					publish(b, 1000, "other", "quiet")
-				} else { // nor has what is published now
-					publish(b, 1000, "other")
-				}
-			},
-			func(b *Broker, _ *brokerLoop) { b.Publish(Event{Data: "1"}, "quiet") },
-			[]string{"own", "here"}, "1",
-		},
-		{
-			"it always yields the same old snapshot", 10,
-			func(b *Broker) string { publishIDs(t, b, "old"); publish(b, 300); return "nobody" }, "",
-			func(_ *Broker, n int, _ Missed, yield func(Event) bool) {
-				if n <= 5 { // or it would never end
-					yield(Event{ID: "old", Data: "snapshot"})
-				}
-			},
-			func(b *Broker, _ *brokerLoop) { b.Publish(Event{Data: "1"}) },
-			[]string{"own"}, "snapshot 1",
-		},
-		{
-			"it yields nothing for an event that has left the history", 1,
-			func(b *Broker) string {
-				id, _ := b.Publish(Event{Data: "0"})
-				publish(b, 1000, "other")
-				return id
-			}, "",
-			func(*Broker, int, Missed, func(Event) bool) {},
-			func(b *Broker, _ *brokerLoop) { b.Publish(Event{Data: "1"}) },
-			[]string{"own"}, "1",
-		},
-		{
-			"there was no other event", -1,
-			func(*Broker) string { return "a" }, "",
-			func(*Broker, int, Missed, func(Event) bool) {},
-			func(b *Broker, l *brokerLoop) {
-				l.stall(true)
-				for i := range 300 {
-					b.Publish(Event{Data: "x"})
-					if i < 3 { // or it is given many at once
-						synctest.Wait()
-					}
-				}
-				l.stall(false)
-				synctest.Wait()
-				l.events()
-			},
-			[]string{"own", "own"}, "",
-		},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				b := &Broker{History: test.history}
-				var asked []string
-				b.CatchUp = func(_ context.Context, missed Missed) iter.Seq2[Event, error] {
-					return func(yield func(Event, error) bool) {
-						asked = append(asked, missed.LastEventID)
-						test.answer(b, len(asked), missed, func(e Event) bool { return yield(e, nil) })
-					}
-				}
-				own := test.lastID(b)
-				loop := followBroker(t, b, own, test.topic)
-				test.after(b, loop)
-				loop.want(test.want)
-				want := slices.Clone(test.asked)
-				for i := range want {
-					if want[i] == "own" {
-						want[i] = own
-					}
-				}
-				if !slices.Equal(asked, want) {
-					t.Errorf("CatchUp was asked for %q, want %q", asked, want)
-				}
-			})
-		})
-	}
-}
-
-// A newcomer is asked for again, from where the log stood, if CatchUp yielded nothing
-// and more was published meanwhile than the history holds.
-func TestNewcomerWhoseEmptyCatchUpTheRingOvertakesIsAskedForAgain(t *testing.T) {
-	for _, before := range []int{0, 3} { // events before it came
-		for _, way := range []string{"Serve", "Detach", "Subscribe"} {
-			t.Run(fmt.Sprint(way, " after ", before, " events"), func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
-					b := &Broker{History: 1}
-					calls := controlCatchUp(b)
-					publishNumbers(b, before)
-					upTo := b.LastEventID()
-					var client interface{ want(string) }
-					switch way {
-					case "Serve":
-						client = serveBroker(t, b).get("/", "")
-					case "Detach":
-						client = detachBroker(t, b).get("/", "")
-					default:
-						client = followBroker(t, b, "")
-					}
-					next := func(id string) *catchUpCall {
-						t.Helper()
-						synctest.Wait()
-						select {
-						case call := <-calls:
-							if call.id != id {
-								t.Errorf("CatchUp was asked for %q, want %q", call.id, id)
-							}
-							return call
-						default:
-							t.Fatalf("CatchUp was not asked for %q", id)
-							return nil
-						}
-					}
-					call := next("")
-					publishNumbers(b, 300)
-					close(call.events)
-					call = next(upTo)
-					upTo = b.LastEventID()
-					publishNumbers(b, 300)
-					close(call.events)
-					call = next(upTo)
-					call.events <- Event{ID: b.LastEventID(), Data: "the rest"}
-					close(call.events)
-					synctest.Wait()
-					b.Publish(Event{Data: "1"})
-					client.want("the rest 1")
-				})
-			})
-		}
-	}
-}
-
-// Without a history every connection begins with what CatchUp yields, then live.
-func TestCatchUpWithoutAHistoryBeginsEveryConnection(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
-		b := &Broker{History: -1}
-		asked := yieldAll(b, Event{Data: "state"})
-		s := serve(t, b)
-		for _, header := range []string{"", "", "Last-Event-ID: a\r\n"} {
-			c := s.get("/", header)
-			c.want("state")
-			b.Publish(Event{ID: "a", Data: "1"})
-			c.want("1")
-			c.close()
-		}
-		if want := []string{"", "", "a"}; !slices.Equal(*asked, want) {
-			t.Errorf("CatchUp was asked for %q, want %q", *asked, want)
-		}
-	})
-}
-
-func TestClientThatFellOffTheRingIsCaughtUp(t *testing.T) {
+// Nothing more is published to a topic that has ended, nor to others together with it.
+func TestPublishToATopicThatHasEnded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		for _, history := range []int{10, -1} {
-			b := &Broker{History: history}
-			calls := controlCatchUp(b)
-			loop := followBroker(t, b, "a")
-			call := <-calls
-			call.events <- Event{ID: "b", Data: "b"}
-			call.events <- Event{ID: "c", Data: "c"}
-			close(call.events)
-			loop.want("b c")
-			loop.stall(true)
-			for i := range 300 {
-				if i < 3 { // or it is given many at once
-					synctest.Wait()
-				}
-				b.Publish(Event{ID: fmt.Sprint("id", i), Data: strconv.Itoa(i)})
+		b := &Broker{}
+		open := followBroker(t, b, "", "open")
+		b.Publish(Event{ID: "1", Data: "1"}, "job")
+		before := b.LastEventID()
+		for range 2 { // the second one does nothing
+			if err := b.End("job"); err != nil {
+				t.Errorf("End: %v", err)
 			}
-			synctest.Wait()
-			loop.stall(false)
-			call = <-calls
-			synctest.Wait()
-			got := loop.events()
-			last := got[len(got)-1]
-			if call.id != last.ID || len(got) > 10 {
-				t.Errorf("History %d: CatchUp was asked with %q, want %q", history, call.id, last.ID)
+		}
+		if got := b.LastEventID(); got != before {
+			t.Errorf("LastEventID after End: got %q, want %q", got, before)
+		}
+		for _, topics := range [][]string{{"job"}, {"job", "open"}, {"open", "job"}} {
+			if id, err := b.Publish(Event{ID: "2", Data: "2"}, topics...); !errors.Is(err, ErrEnded) || id != "" {
+				t.Errorf("Publish to %q: got %q, %v, want ErrEnded", topics, id, err)
 			}
-			first := len(got)
-			for i := first; i < 300; i++ {
-				call.events <- Event{ID: fmt.Sprint("id", i), Data: strconv.Itoa(i)}
-			}
-			close(call.events)
-			synctest.Wait()
-			b.Publish(Event{ID: "last", Data: "last"})
-			synctest.Wait()
-			got = loop.events()
-			if len(got) != 301-first || got[0].Data != strconv.Itoa(first) || got[len(got)-1].Data != "last" {
-				t.Errorf("History %d: got %d events after the %d before, want up to 300 and the last", history, len(got), first)
-			}
-			if got := b.Stats().Gaps; got != 2 && history > 0 {
-				t.Errorf("gaps: got %d, want 2", got)
-			}
-			loop.close()
+		}
+		if got := b.Stats().Published; got != 1 {
+			t.Errorf("published: got %d, want 1", got)
+		}
+		if _, err := b.Publish(Event{ID: "2", Data: "2"}, "open"); err != nil {
+			t.Error(err)
+		}
+		open.want("2")
+		if err := b.End(); err != nil { // the default topic
+			t.Error(err)
+		}
+		if _, err := b.Publish(Event{Data: "3"}); !errors.Is(err, ErrEnded) {
+			t.Errorf("Publish to the default topic: got %v, want ErrEnded", err)
+		}
+		b.Shutdown(t.Context())
+		if err := b.End("open"); !errors.Is(err, ErrClosed) {
+			t.Errorf("End after Shutdown: got %v, want ErrClosed", err)
 		}
 	})
 }
 
-// broker.go: the latest value of each key.
+// An end has a place and no ID: a client that had all before it is told the end, and nothing
+// else, and IDs that are assigned go on.
+func TestEndHasNoID(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		b.Publish(Event{Data: "1"}, "job")
+		had := b.LastEventID()
+		b.End("job")
+		loop := followBroker(t, b, had, "job")
+		loop.want("")
+		if err := loop.ended(); !errors.Is(err, ErrEnded) {
+			t.Errorf("got %v, want ErrEnded", err)
+		}
+		other := followBroker(t, b, had, "job", "open")
+		b.Publish(Event{Data: "2"}, "open")
+		b.Publish(Event{Data: "3"}, "open")
+		other.want("2 3")
+		followBroker(t, b, had, "job", "open").want("2 3")
+		if got := b.Stats().Gaps; got != 0 {
+			t.Errorf("got %d gaps, want none", got)
+		}
+	})
+}
+
+// A loop that is left, by its context, before it had all is not told that it had.
+func TestEndIsNotToldToALoopThatHasNotHadAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		start := b.LastEventID()
+		publishIDs(t, b, "1", "2")
+		b.End()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var got []string
+		for e, err := range b.Subscribe(ctx, start) {
+			cancel()
+			got = append(got, fmt.Sprint(e.ID, err))
+		}
+		if want := []string{"1<nil>", "context canceled"}; !slices.Equal(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	})
+}
+
+// Ends do not push out events that the history is to keep.
+func TestEndsTakeNoPlaceInTheHistory(t *testing.T) {
+	for name, b := range map[string]*Broker{"one event": {History: 1}, "one large event": {HistoryBytes: 1000}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				start := b.LastEventID()
+				data := strings.Repeat("x", 2000)
+				b.Publish(Event{Data: data}, "job")
+				b.End("job")
+				for _, from := range []string{start, "", Earliest} {
+					loop := followBroker(t, b, from, "job")
+					loop.want(data)
+					if err := loop.ended(); !errors.Is(err, ErrEnded) {
+						t.Errorf("from %q: got %v, want ErrEnded", from, err)
+					}
+				}
+			})
+		})
+	}
+	b := &Broker{History: 10}
+	for i := range 100_000 {
+		b.End(strconv.Itoa(i))
+	}
+	if got := b.Stats().Topics; got > 300 {
+		t.Errorf("topics that have ended and are kept: got %d, want 300 at most", got)
+	}
+}
+
+// Nor do they let in more than the history is to keep, whatever its limit.
+func TestHistoryAmongEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		one := &Broker{History: 1}
+		for i := range 100 {
+			one.End(fmt.Sprint("before ", i))
+		}
+		for i := range 150 {
+			one.Publish(Event{Data: strconv.Itoa(i)})
+		}
+		for i := range 100 {
+			one.End(fmt.Sprint("after ", i))
+		}
+		followBroker(t, one, Earliest).want("149")
+
+		all := &Broker{History: math.MaxInt}
+		first, _ := all.Publish(Event{Data: "1"})
+		all.Publish(Event{Data: "2"})
+		all.End("job")
+		loop := followBroker(t, all, first)
+		loop.want("2")
+		all.Publish(Event{Data: "3"})
+		loop.want("3")
+		followBroker(t, all, Earliest).want("1 2 3")
+	})
+}
+
+// A client that comes to topics that have all ended is told so, however long CatchUp
+// takes and whatever is published meanwhile.
+func TestEndIsToldAfterALongCatchUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{History: 1}
+		calls := controlCatchUp(b)
+		b.End()
+		loop := followBroker(t, b, "")
+		call := <-calls
+		for range 300 { // so that the end leaves the history
+			b.Publish(Event{Data: "x"}, "other")
+		}
+		close(call.events)
+		if err := loop.ended(); !errors.Is(err, ErrEnded) {
+			t.Errorf("got %v, want ErrEnded", err)
+		}
+		if _, err := b.Publish(Event{Data: "new"}); err != nil {
+			t.Errorf("Publish once the client has left: %v", err)
+		}
+	})
+}
+
+// A loop that is slow is sent nothing more of its batch once it was disconnected.
+func TestDisconnectWithinALoop(t *testing.T) {
+	shutdown := func(b *Broker) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		b.Shutdown(ctx)
+	}
+	for name, test := range map[string]struct {
+		end  func(*Broker)
+		want error
+	}{
+		"Disconnect":         {func(b *Broker) { b.Disconnect() }, ErrDisconnected},
+		"impatient Shutdown": {shutdown, ErrClosed},
+	} {
+		b := &Broker{}
+		start := b.LastEventID()
+		publishNumbers(b, 200)
+		got := 0
+		var last error
+		for _, err := range b.Subscribe(t.Context(), start) {
+			if got == 0 {
+				test.end(b)
+			}
+			if last = err; err == nil {
+				got++
+			}
+		}
+		if got != 1 || !errors.Is(last, test.want) {
+			t.Errorf("%s: got %d events and %v, want 1 and %v", name, got, last, test.want)
+		}
+	}
+}
+
+// A topic has ended as long as the history knows, or somebody from before is there.
+func TestNameOfAnEndedTopicBecomesFree(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{History: 1}
+		fill := func() {
+			for range 1000 {
+				b.Publish(Event{Data: "x"}, "other")
+			}
+			synctest.Wait()
+		}
+		loop := followBroker(t, b, "", "job", "open")
+		b.Publish(Event{Data: "1"}, "job")
+		b.End("job")
+		if _, err := b.Publish(Event{Data: "2"}, "job"); !errors.Is(err, ErrEnded) {
+			t.Errorf("while the history holds the end: got %v, want ErrEnded", err)
+		}
+		synctest.Wait()
+		fill()
+		if _, err := b.Publish(Event{Data: "2"}, "job"); !errors.Is(err, ErrEnded) {
+			t.Errorf("while a subscriber is there: got %v, want ErrEnded", err)
+		}
+		loop.close()
+		synctest.Wait()
+		fill()
+		if _, err := b.Publish(Event{Data: "3"}, "job"); err != nil {
+			t.Errorf("later: got %v, want a new topic", err)
+		}
+		loop.want("1")
+		fill()
+		if got := b.Stats().Topics; got != 1 {
+			t.Errorf("topics: got %d, want 1", got)
+		}
+	})
+}
+
+// The ring may overtake an end before a slow client has passed it.
+func TestEndThatLeavesTheHistoryIsToldAllTheSame(t *testing.T) {
+	for _, missed := range []int{0, 1, 300} { // events of the client's topic
+		t.Run(fmt.Sprint(missed), func(t *testing.T) {
+			serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+				b := &Broker{History: 1}
+				s := serve(t, b)
+				c := s.get("/?topic=job", "")
+				c.want("")
+				c.stall(true)
+				b.Publish(Event{ID: "first", Data: "first"}, "job")
+				synctest.Wait()
+				for range missed {
+					b.Publish(Event{Data: "x"}, "job")
+				}
+				b.End("job")
+				for range 1000 {
+					b.Publish(Event{Data: "x"}, "other")
+				}
+				c.stall(false)
+				c.wantEnd()
+				got := c.events()
+				if len(got) == 0 || got[0].Data != "first" {
+					t.Errorf("got %v, want the event that was being written first", got)
+				}
+				if len(got) != 2 && !slices.ContainsFunc(got, func(e pipeBlock) bool { return e.Type == "gap" && e.Data == "first" }) {
+					t.Errorf("got %d events, want the first and the end, or a gap between", len(got))
+				}
+				if missed > 0 && len(got) < 3 {
+					t.Errorf("got %d events, want a gap", len(got))
+				}
+				if err := s.served(); !errors.Is(err, ErrEnded) {
+					t.Errorf("got %v, want ErrEnded", err)
+				}
+			})
+		})
+	}
+}
+
+// The IDs that mean something of their own are no event's.
+func TestReservedIDsAreRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, id := range []string{"sse-end", Earliest} {
+			b := &Broker{}
+			ev := Event{ID: id, Data: "x"}
+			if _, err := b.Publish(ev); err == nil {
+				t.Errorf("Publish with ID %q: got no error", id)
+			}
+			if err := b.Reset(id); err == nil {
+				t.Errorf("Reset to %q: got no error", id)
+			}
+			if _, err := ev.AppendText(nil); err == nil {
+				t.Errorf("AppendText with ID %q: got no error", id)
+			}
+			yieldAll(b, ev)
+			if err := followBroker(t, b, "nobody").ended(); err == nil {
+				t.Errorf("CatchUp that yields ID %q: got no error", id)
+			}
+		}
+	})
+}
+
+// A Reset that falls together with a keep-alive does not hide the gap behind the
+// keep-alive's ID.
+func TestResetTogetherWithAKeepAlive(t *testing.T) {
+	t.Run("a client that is being written to", func(t *testing.T) {
+		for _, catchUp := range []bool{true, false} {
+			serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+				b := &Broker{KeepAlive: 50 * time.Millisecond}
+				var asked *[]string
+				if catchUp {
+					asked = yieldAll(b, Event{Data: "caught up"})
+				}
+				if err := b.Reset("log-1"); err != nil {
+					t.Fatal(err)
+				}
+				s := serve(t, b)
+				c := s.get("/", "Last-Event-ID: log-1\r\n")
+				c.want("")
+				c.stall(true)
+				publishIDs(t, b, "log-2")
+				time.Sleep(100 * time.Millisecond) // a keep-alive is due
+				if err := b.Reset("log-9"); err != nil {
+					t.Fatal(err)
+				}
+				c.stall(false)
+				synctest.Wait()
+				publishIDs(t, b, "log-10")
+				if !catchUp {
+					c.want("log-2 gap:log-2 log-10")
+					return
+				}
+				c.want("log-2 caught up log-10")
+				if want := []string{"log-2"}; !slices.Equal(*asked, want) {
+					t.Errorf("CatchUp was asked for %q, want %q", *asked, want)
+				}
+			})
+		}
+	})
+	t.Run("idle clients", func(t *testing.T) {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+			const clients = 200
+			b := &Broker{KeepAlive: time.Second}
+			s := serve(t, b)
+			all := make([]*pipeClient, clients)
+			for i := range all {
+				all[i] = s.get("/", "")
+			}
+			all[0].want("")
+			last, want := "begin", "begin"
+			publishIDs(t, b, last)
+			for round := range 20 {
+				// At a multiple of KeepAlive after the last event, and about there.
+				time.Sleep(time.Duration(round%3+1)*time.Second - time.Duration(round/3)*time.Millisecond)
+				reset := fmt.Sprint("reset ", round)
+				if err := b.Reset(reset); err != nil {
+					t.Fatal(err)
+				}
+				want += " gap:" + last
+				last = fmt.Sprint("event ", round)
+				time.Sleep(time.Duration(round%2) * time.Second)
+				publishIDs(t, b, last)
+				want += " " + last
+			}
+			for _, c := range all {
+				if c.want(want); t.Failed() {
+					break
+				}
+			}
+		})
+	})
+}
+
+// The latest value of each key.
 
 // set publishes values, each "key=value", under their keys, with themselves as IDs.
 func set(t *testing.T, b *Broker, topic string, values ...string) {
@@ -5540,897 +5775,626 @@ func TestMemoryOfKeysAndBrokers(t *testing.T) {
 	runtime.KeepAlive(b)
 }
 
-// BenchmarkSet: 1,000 keys, of which one operation sets one, and 1,000 subscribers of which
-// 100 read slowly. Compare the bytes for each of these with those of Publish.
-func BenchmarkSet(b *testing.B) {
-	for _, way := range []string{"Set", "Publish"} {
-		b.Run(way, func(b *testing.B) {
-			broker := &Broker{}
-			var fast, slow atomic.Int64
-			ctx, cancel := context.WithCancel(context.Background())
-			var running sync.WaitGroup
-			for i := range 1000 {
-				running.Go(func() {
-					for _, err := range broker.Subscribe(ctx, "") {
-						switch {
-						case err != nil:
-						case i < 100:
-							slow.Add(1)
-							time.Sleep(10 * time.Millisecond)
-						default:
-							fast.Add(1)
+// ----- Delivery -----
+
+// A catchUpCall is one call of CatchUp, under the test's control.
+type catchUpCall struct {
+	ctx    context.Context
+	id     string
+	topics []string
+	upTo   string
+	events chan Event // yields what comes here, until it is closed
+	fail   error      // yielded at the end
+	gone   bool       // the loop over it was left
+}
+
+// controlCatchUp sets b.CatchUp to a function whose calls arrive in the channel.
+// Those that nobody receives block.
+func controlCatchUp(b *Broker) chan *catchUpCall {
+	calls := make(chan *catchUpCall)
+	b.CatchUp = func(ctx context.Context, missed Missed) iter.Seq2[Event, error] {
+		return func(yield func(Event, error) bool) {
+			call := &catchUpCall{ctx: ctx, id: missed.LastEventID, topics: missed.Topics, upTo: missed.UpTo, events: make(chan Event)}
+			defer func() { call.gone = true }()
+			select {
+			case calls <- call:
+			case <-ctx.Done():
+				yield(Event{}, ctx.Err())
+				return
+			}
+			for {
+				select {
+				case e, ok := <-call.events:
+					if !ok {
+						if call.fail != nil {
+							yield(Event{}, call.fail)
 						}
+						return
 					}
-				})
-			}
-			for broker.Stats().Subscribers < 1000 {
-				time.Sleep(time.Millisecond)
-			}
-			keys := make([]string, 1000)
-			for i := range keys {
-				keys[i] = fmt.Sprint("key ", i)
-			}
-			n := 0
-			b.ReportAllocs()
-			for b.Loop() {
-				ev := Event{Data: "some data that says something"}
-				if n++; way == "Set" {
-					broker.Set(keys[n%len(keys)], ev)
-				} else {
-					broker.Publish(ev)
-				}
-				time.Sleep(100 * time.Microsecond)
-			}
-			b.StopTimer()
-			b.ReportMetric(float64(fast.Load())/900/float64(n), "events/op-to-fast")
-			b.ReportMetric(float64(slow.Load())/100/float64(n), "events/op-to-slow")
-			if way == "Set" {
-				began, got := time.Now(), 0
-				for range broker.Subscribe(ctx, "") {
-					if got++; got >= min(n, len(keys)) {
-						break
+					if !yield(e, nil) {
+						return
 					}
+				case <-ctx.Done():
+					yield(Event{}, ctx.Err())
+					return
 				}
-				b.ReportMetric(float64(time.Since(began).Microseconds()), "µs-until-newcomer-has-all")
 			}
-			cancel()
-			broker.Shutdown(context.Background())
-			running.Wait()
-		})
+		}
 	}
+	return calls
 }
 
-// broker.go: Reset.
+// yieldAll sets b.CatchUp to a function that yields these events, and returns
+// where it notes with which IDs it was called.
+func yieldAll(b *Broker, events ...Event) (ids *[]string) {
+	ids = new([]string)
+	b.CatchUp = func(_ context.Context, missed Missed) iter.Seq2[Event, error] {
+		*ids = append(*ids, missed.LastEventID)
+		return func(yield func(Event, error) bool) {
+			for _, e := range events {
+				if !yield(e, nil) {
+					return
+				}
+			}
+		}
+	}
+	return ids
+}
 
-func TestResetTellsEveryClientOfAGap(t *testing.T) {
+func TestCatchUpIsAskedForWhatTheHistoryLacks(t *testing.T) {
 	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
-		b := &Broker{}
-		s := serve(t, b)
-		b.Publish(Event{ID: "1", Data: "1"})
-		live, quiet, loop := s.get("/", ""), s.get("/?topic=quiet", ""), followBroker(t, b, "")
-		stalled := s.get("/", "")
-		synctest.Wait()
-		stalled.stall(true)
-		b.Publish(Event{ID: "2", Data: "2"})
-		b.Publish(Event{Data: "3"})
-		own := b.LastEventID()
-		live.want("2 3")
-		loop.want("2 3")
-		if err := b.Reset("9"); err != nil {
-			t.Fatal(err)
-		}
-		if id := b.LastEventID(); id != "9" {
-			t.Errorf("LastEventID: got %q, want 9", id)
-		}
-		for _, id := range []string{"1", "2"} { // both may come again
-			if _, err := b.Publish(Event{ID: id, Data: "new" + id}); err != nil {
-				t.Error(err)
-			}
-		}
-		if _, err := b.Publish(Event{ID: "9", Data: "9"}); !errors.Is(err, ErrDuplicateID) {
-			t.Errorf("event with the ID that Reset was given: got %v, want ErrDuplicateID", err)
-		}
-		live.want("gap:" + own + " new1 new2")
-		loop.want("gap:" + own + " new1 new2")
-		quiet.want("gap:1")
-		if gap := live.first("gap"); gap.ID != "9" {
-			t.Errorf("ID of the gap event: got %q, want 9", gap.ID)
-		}
-		stalled.stall(false)
-		got := stalled.events() // some of 2 and 3 were on their way
-		if n := len(got); n < 3 || n > 5 || got[n-3].Type != "gap" || got[n-2].Data != "new1" || got[n-1].Data != "new2" {
-			t.Errorf("stalled client: got %+v, want a gap, new1 and new2 last", got)
-		}
-		if got := b.Stats().Gaps; got != 4 {
-			t.Errorf("gaps: got %d, want 4", got)
-		}
-		followBroker(t, b, "9").want("new1 new2")
-		followBroker(t, b, "1").want("new2")
-		followBroker(t, b, own).want("gap:" + own + " new1 new2")
-		if err := b.Reset(""); err != nil {
-			t.Fatal(err)
-		}
-		followBroker(t, b, "9").want("gap:9")
-		followBroker(t, b, b.LastEventID()).want("")
-		b.Publish(Event{Data: "4"})
-		live.want("gap:2 4")
-	})
-}
-
-func TestResetTellsADetachedClientOfAGap(t *testing.T) {
-	b := &Broker{}
-	gone := make(chan error, 1)
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		b.Detach(w, r, func(err error) { gone <- err })
-	}))
-	defer srv.Close()
-	resp, err := http.Get(srv.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	d := NewDecoder(resp.Body)
-	publishIDs(t, b, "1")
-	want := func(want Event) {
-		t.Helper()
-		if e, err := d.Decode(); e != want || err != nil {
-			t.Fatalf("got %+v, %v, want %+v", e, err, want)
-		}
-	}
-	want(Event{ID: "1", Data: "1"})
-	if err := b.Reset("2"); err != nil {
-		t.Fatal(err)
-	}
-	want(Event{ID: "2", Type: "gap", Data: "1"})
-	publishIDs(t, b, "3")
-	want(Event{ID: "3", Data: "3"})
-	b.Shutdown(t.Context())
-	if err := <-gone; !errors.Is(err, ErrClosed) {
-		t.Errorf("got %v, want %v", err, ErrClosed)
-	}
-}
-
-func TestResetReachesAClientThatIsBehind(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := &Broker{}
-		loop := followBroker(t, b, "")
-		loop.stall(true)
-		for _, id := range []string{"1", "2", "3", "4"} {
-			publishIDs(t, b, id)
-			synctest.Wait()
-		}
-		if err := b.Reset("5"); err != nil {
-			t.Fatal(err)
-		}
-		publishIDs(t, b, "6")
-		loop.stall(false)
-		// 1 was on its way already; the others were lost with the history.
-		loop.want("1 gap:1 6")
-	})
-}
-
-func TestResetWithoutAnIDIsAPlaceToResumeFrom(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := &Broker{}
-		before := b.LastEventID() // every event published so far: none
-		if err := b.Reset(""); err != nil {
-			t.Fatal(err)
-		}
-		after := b.LastEventID()
-		publishIDs(t, b, "1")
-		followBroker(t, b, after).want("1")
-		followBroker(t, b, before).want("gap:" + before + " 1")
-	})
-}
-
-func TestResetOfAZeroBroker(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := &Broker{}
-		if err := b.Reset("7"); err != nil {
-			t.Fatal(err)
-		}
-		publishIDs(t, b, "8")
-		followBroker(t, b, "7").want("8")
-	})
-}
-
-func TestResetForgetsTopics(t *testing.T) {
-	b := &Broker{}
-	b.Publish(Event{Data: "1"}, "a", "b")
-	b.Publish(Event{Data: "2"}, "b")
-	if err := b.Reset(""); err != nil {
-		t.Fatal(err)
-	}
-	if got := b.Stats().Topics; got != 0 || len(b.topics) != 0 {
-		t.Errorf("topics: got %d, want none", got)
-	}
-}
-
-// What was published right before is told as missed.
-func TestResetComesBeforeWhatNobodyWasWokenFor(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := &Broker{}
-		start := b.LastEventID()
-		loop := followBroker(t, b, "")
-		synctest.Wait()
-		b.mu.Lock()
-		b.announcing = true // as if another goroutine were about to announce
-		b.mu.Unlock()
-		publishIDs(t, b, "1")
-		if err := b.Reset("2"); err != nil {
-			t.Fatal(err)
-		}
-		loop.want("gap:" + start)
-	})
-}
-
-func TestResetAsksCatchUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := &Broker{}
-		asked := yieldAll(b, Event{ID: "9", Data: "caught up"})
-		b.Publish(Event{ID: "1", Data: "1"})
-		loop := followBroker(t, b, "1")
-		if err := b.Reset("9"); err != nil {
-			t.Fatal(err)
-		}
-		b.Publish(Event{ID: "10", Data: "10"})
-		loop.want("caught up 10")
-		if !slices.Equal(*asked, []string{"1"}) {
-			t.Errorf("CatchUp was asked for %q, want 1", *asked)
-		}
-	})
-}
-
-// Without a history the ID that Reset is given is not in it.
-func TestResetWithoutAHistoryAsksCatchUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := &Broker{History: -1}
-		asked := yieldAll(b, Event{Data: "caught up"})
-		if err := b.Reset("9"); err != nil {
-			t.Fatal(err)
-		}
-		followBroker(t, b, "9").want("caught up")
-		if !slices.Equal(*asked, []string{"9"}) {
-			t.Errorf("CatchUp was asked for %q, want 9", *asked)
-		}
-	})
-}
-
-func TestResetDuringCatchUpDoesNotReplayWhatAFreshClientNeverMissed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := &Broker{}
+		b := &Broker{History: 2}
 		calls := controlCatchUp(b)
-		loop := followBroker(t, b, "")
-		call := <-calls
-		if err := b.Reset("1"); err != nil { // the program has found where its log stands,
-			t.Fatal(err)
-		}
-		publishIDs(t, b, "2", "3") // fills the history,
-		close(call.events)
-		call = <-calls
-		if call.id != "" {
-			t.Errorf("CatchUp was asked again for %q, want no ID", call.id)
-		}
-		close(call.events)
-		synctest.Wait()
-		publishIDs(t, b, "4") // and goes on
-		loop.want("4")
-	})
-}
-
-func TestResetThatIsRefusedDoesNothing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := &Broker{}
-		b.Publish(Event{Data: "1"})
-		loop := followBroker(t, b, "")
-		id := b.LastEventID()
-		if err := b.Reset(id); !errors.Is(err, ErrDuplicateID) {
-			t.Errorf("Reset to an ID of the Broker's own: got %v, want ErrDuplicateID", err)
-		}
-		if err := b.Reset("a\nb"); err == nil {
-			t.Error("Reset to an ID that cannot be sent: got no error")
-		}
-		if b.LastEventID() != id {
-			t.Error("the history is gone")
-		}
-		b.Publish(Event{Data: "2"})
-		loop.want("2")
-		b.Shutdown(t.Context())
-		if err := b.Reset("9"); !errors.Is(err, ErrClosed) {
-			t.Errorf("Reset after Shutdown: got %v, want ErrClosed", err)
-		}
-	})
-}
-
-// broker.go: topics that have ended.
-
-// What a client is owed comes before the end, and the end is the last.
-func TestEndComesAfterWhatIsOwed(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
-		b := &Broker{}
 		s := serve(t, b)
-		idle := s.get("/?topic=job", "")
-		stalled := s.get("/?topic=job", "")
-		other := s.get("/?topic=other", "")
-		idle.want("")
-		stalled.stall(true)
-		for i := range 300 {
-			b.Publish(Event{Data: strconv.Itoa(i)}, "job")
+		b.Publish(Event{ID: "1", Data: "1"}, "a", "b")
+		b.Publish(Event{ID: "2", Data: "2"}, "a")
+		b.Publish(Event{ID: "3", Data: "3"}, "a")
+		s.get("/?topic=a", "Last-Event-ID: 1\r\n").want("2 3")
+		s.get("/?topic=a", "Last-Event-ID: 3\r\n").want("")
+		select {
+		case call := <-calls:
+			t.Errorf("CatchUp was called with ID %q, which is in the history", call.id)
+		default:
 		}
-		if err := b.End("job"); err != nil { // and does not wait for the one that stalls
-			t.Fatal(err)
-		}
-		idle.wantEnd()
-		if err := s.served(); !errors.Is(err, ErrEnded) {
-			t.Errorf("got %v, want ErrEnded", err)
-		}
-		if err := s.served(); err != errNotServed {
-			t.Errorf("the one that stalls: got %v, want it to stay", err)
-		}
-		stalled.stall(false)
-		stalled.wantEnd()
-		for i, c := range []*pipeClient{idle, stalled} {
-			if got := c.events(); len(got) != 301 || got[299].Data != "299" {
-				t.Errorf("client %d: got %d events, want 300 and the end", i, len(got))
-			}
-		}
-		if err := s.served(); !errors.Is(err, ErrEnded) {
-			t.Errorf("got %v, want ErrEnded", err)
-		}
-		b.Publish(Event{Data: "1"}, "other")
-		other.want("1")
-		if got := b.Stats().Clients; got != 1 {
-			t.Errorf("got %d clients, want 1", got)
-		}
-	})
-	t.Run("Subscribe", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			b := &Broker{}
-			loop := followBroker(t, b, "", "job")
-			loop.stall(true)
-			b.Publish(Event{Data: "1"}, "job")
-			b.Publish(Event{Data: "2"}, "job")
-			if err := b.End("job"); err != nil {
-				t.Fatal(err)
-			}
-			loop.stall(false)
-			loop.want("1 2")
-			if err := loop.ended(); !errors.Is(err, ErrEnded) {
-				t.Errorf("got %v, want ErrEnded", err)
-			}
-		})
-	})
-}
-
-// A client goes on with those of its topics that have not ended.
-func TestEndOfOneTopicOfSeveral(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
-		b := &Broker{}
-		s := serve(t, b)
-		c := s.get("/?topic=job&topic=news", "")
-		loop := followBroker(t, b, "", "job", "news")
-		c.want("")
-		b.End("job")
-		b.Publish(Event{Data: "1"}, "news")
-		c.want("1")
-		loop.want("1")
-		if c.ended() != nil || loop.ended() != nil {
-			t.Fatalf("got %v and %v, want the streams open", c.ended(), loop.ended())
-		}
-		back := s.get("/?topic=job&topic=news", "Last-Event-ID: "+c.lastID()+"\r\n")
-		back.want("")
-		b.Publish(Event{Data: "2"}, "news")
-		b.End("news")
-		c.want("2 ")
-		c.wantEnd()
-		back.want("2 ")
-		back.wantEnd()
-		loop.want("2")
-		if err := loop.ended(); !errors.Is(err, ErrEnded) {
-			t.Errorf("got %v, want ErrEnded", err)
-		}
-	})
-}
-
-// A client that comes to topics which have all ended gets what the history holds of them,
-// or what it missed, and then the end.
-func TestClientThatComesAfterTheEnd(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
-		b := &Broker{}
-		s := serve(t, b)
-		for _, id := range []string{"1", "2", "3"} {
-			b.Publish(Event{ID: id, Data: id}, "job")
-			b.Publish(Event{ID: "other " + id, Data: "x"}, "other")
-		}
-		b.End("job")
-		b.Publish(Event{ID: "last", Data: "x"}, "other")
-		for id, want := range map[string]string{"": "1 2 3 ", "1": "2 3 ", "3": "", "other 3": "", "last": "", "nobody": "gap:nobody 1 2 3 "} {
+		for _, id := range []string{"", "0", "nobody"} {
 			header := ""
 			if id != "" {
 				header = "Last-Event-ID: " + id + "\r\n"
 			}
-			c := s.get("/?topic=job", header)
-			c.want(want)
-			c.wantEnd()
-			if err := s.served(); !errors.Is(err, ErrEnded) {
-				t.Errorf("with %q: got %v, want ErrEnded", id, err)
+			c := s.get("/?topic=b&topic=a&topic=b", header)
+			call := <-calls
+			slices.Sort(call.topics)
+			if call.id != id || !slices.Equal(call.topics, []string{"a", "b"}) {
+				t.Errorf("CatchUp: got ID %q and topics %q, want %q and a, b", call.id, call.topics, id)
 			}
-			loop := followBroker(t, b, id, "job")
-			loop.want(strings.TrimSuffix(want, " "))
-			if err := loop.ended(); !errors.Is(err, ErrEnded) {
-				t.Errorf("loop with %q: got %v, want ErrEnded", id, err)
+			if call.upTo != "3" {
+				t.Errorf("CatchUp: got %q as the newest event, want 3", call.upTo)
 			}
+			// It goes on right after the last event, which is in the history.
+			call.events <- Event{ID: "0", Data: "0"}
+			call.events <- Event{ID: "2", Data: "2"}
+			close(call.events)
+			c.want("0 2 3")
+			if call.ctx.Err() == nil {
+				t.Error("CatchUp has returned, and its context goes on")
+			}
+			c.close()
 		}
-		// With an open topic beside, it begins with the next event as ever.
-		c := s.get("/?topic=job&topic=open", "")
-		c.want("")
-		b.Publish(Event{Data: "4"}, "open")
-		c.want("4")
 	})
 }
 
-// CatchUp is asked first, and may itself know that the stream is over.
-func TestEndComesAfterCatchUp(t *testing.T) {
+func TestCatchUpMissesNothingPublishedMeanwhile(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		events []Event
+		want   string
+	}{
+		{"nothing", nil, "4 5 6"},
+		{"a snapshot", []Event{{Type: "snapshot", Data: "s"}}, "s 4 5 6"},
+		{"an unknown ID", []Event{{ID: "x", Data: "x"}}, "x 4 5 6"},
+		{"an ID from before", []Event{{ID: "2", Data: "2"}}, "2 3 4 5 6"},
+		{"an ID from before, but not on the last event", []Event{{ID: "2", Data: "2"}, {Data: "s"}}, "2 s 4 5 6"},
+		{"an ID from meanwhile", []Event{{ID: "4", Data: "4"}, {ID: "5", Data: "5"}}, "4 5 6"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+				b := &Broker{}
+				calls := controlCatchUp(b)
+				s := serve(t, b)
+				publish := func(id string) { b.Publish(Event{ID: id, Data: id}) }
+				publish("1")
+				publish("2")
+				publish("3")
+				c := s.get("/", "Last-Event-ID: nobody\r\n")
+				call := <-calls
+				publish("4")
+				publish("5")
+				for _, e := range test.events {
+					call.events <- e
+				}
+				close(call.events)
+				synctest.Wait()
+				publish("6")
+				c.want(test.want)
+				c.close()
+				// It was told an ID to come back with.
+				c = s.get("/", "Last-Event-ID: "+c.lastID()+"\r\n")
+				c.want("")
+				publish("7")
+				c.want("7")
+			})
+		})
+	}
+}
+
+func TestCatchUpThatYieldsNothingLetsTheClientGoOnAfterItsOwnEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		calls := controlCatchUp(b)
+		publishIDs(t, b, "1")
+		// The client has seen 3, from another broker that is fed faster.
+		loop := followBroker(t, b, "3")
+		call := <-calls
+		publishIDs(t, b, "2", "3", "4")
+		close(call.events)
+		loop.want("4")
+	})
+}
+
+// A client that is cut off between CatchUp's events and the first of its own
+// has got all that CatchUp gave it.
+func TestClientCutOffAfterCatchUpGoesOn(t *testing.T) {
 	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{}
-		asked := yieldAll(b, Event{ID: "old", Data: "caught up"})
+		asked := yieldAll(b, Event{Type: "snapshot", Data: "s"})
 		s := serve(t, b)
-		b.Publish(Event{Data: "1"}, "job")
-		b.End("job")
-		for _, header := range []string{"", "Last-Event-ID: nobody\r\n"} {
-			c := s.get("/?topic=job", header)
-			c.wantEnd()
-			if got := c.events(); len(got) < 2 || got[0].Data != "caught up" {
-				t.Errorf("got %v, want what CatchUp yields first", got)
-			}
-			if err := s.served(); !errors.Is(err, ErrEnded) {
-				t.Errorf("got %v, want ErrEnded", err)
-			}
-		}
-		if len(*asked) != 2 {
-			t.Errorf("CatchUp was asked for %q, want it asked twice", *asked)
-		}
-	})
-	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
-		log := &brokerLog{}
-		b := &Broker{Logger: slog.New(log)}
-		b.CatchUp = func(context.Context, Missed) iter.Seq2[Event, error] {
-			return func(yield func(Event, error) bool) {
-				_ = yield(Event{ID: "1", Data: "all of it"}, nil) && yield(Event{}, ErrEnded)
-			}
-		}
-		s := serve(t, b)
-		c := s.get("/?topic=done", "")
-		c.want("all of it ")
-		c.wantEnd()
-		if err := s.served(); !errors.Is(err, ErrEnded) {
-			t.Errorf("got %v, want ErrEnded", err)
-		}
-		loop := followBroker(t, b, "nobody", "done")
-		loop.want("all of it")
-		if err := loop.ended(); !errors.Is(err, ErrEnded) {
-			t.Errorf("got %v, want ErrEnded", err)
-		}
-		if got := log.count(slog.LevelWarn); got != 0 {
-			t.Errorf("got %d warnings, want none", got)
-		}
-		if _, err := b.Publish(Event{Data: "x"}, "done"); err != nil { // to the Broker the topic is as any other
-			t.Errorf("Publish: %v", err)
+		b.Publish(Event{Data: "1"})
+		c := s.get("/", "")
+		c.want("s")
+		c.close()
+		b.Publish(Event{Data: "2"})
+		s.get("/", "Last-Event-ID: "+c.lastID()+"\r\n").want("2")
+		if len(*asked) != 1 {
+			t.Errorf("CatchUp was called for %q, want once", *asked)
 		}
 	})
 }
 
-// A client that brings the end's ID is told once more that it need not come back,
-// whatever else there is to say about the Broker.
-func TestClientThatBringsTheEnd(t *testing.T) {
-	closed := &Broker{}
-	closed.Shutdown(t.Context())
-	full := &Broker{MaxClients: 1}
-	failing := &Broker{CatchUp: func(context.Context, Missed) iter.Seq2[Event, error] { panic("asked") }}
-	ended := &Broker{}
-	ended.End()
-	go full.Serve(&wireTape{deaf: true}, httptest.NewRequestWithContext(t.Context(), "GET", "/", nil))
-	eventually(t, "one client", func() bool { return full.Stats().Clients == 1 })
-	for name, b := range map[string]*Broker{"new": {}, "closed": closed, "full": full, "with CatchUp": failing, "ended": ended} {
-		for _, method := range []string{"GET", "HEAD"} {
-			for _, target := range []string{"/", "/?lastEventId=sse-end"} {
-				for way, serve := range map[string]func(http.ResponseWriter, *http.Request) error{
-					"Serve": func(w http.ResponseWriter, r *http.Request) error { return b.Serve(w, r, "some", "topics") },
-					"Detach": func(w http.ResponseWriter, r *http.Request) (err error) {
-						b.Detach(w, r, func(reason error) { err = reason }, "some", "topics")
-						return err
-					},
-					"ServeHTTP": func(w http.ResponseWriter, r *http.Request) error { b.ServeHTTP(w, r); return ErrEnded },
-				} {
-					ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond) // should it become a stream
-					r := httptest.NewRequestWithContext(ctx, method, target, nil)
-					if target == "/" {
-						r.Header.Set("Last-Event-ID", "sse-end")
-					}
-					w := httptest.NewRecorder()
-					if err := serve(w, r); !errors.Is(err, ErrEnded) {
-						t.Errorf("%s, %s %s by %s: got %v, want ErrEnded", name, method, target, way, err)
-					}
-					if w.Code != http.StatusNoContent || w.Header().Get("Cache-Control") != "no-store" || w.Body.Len() > 0 {
-						t.Errorf("%s, %s %s by %s: got status %d, Cache-Control %q, body %q, want 204, no-store and none",
-							name, method, target, way, w.Code, w.Header().Get("Cache-Control"), w.Body)
-					}
-					cancel()
-				}
-			}
+// The same is true if as much was published meanwhile as the history holds.
+func TestClientCutOffAfterALongCatchUpGoesOn(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{History: 256}
+		calls := controlCatchUp(b)
+		s := serve(t, b)
+		b.Publish(Event{Data: "1"})
+		c := s.get("/", "")
+		call := <-calls
+		for range 256 {
+			b.Publish(Event{Data: "x"}, "other")
 		}
-		for _, err := range b.Subscribe(t.Context(), "sse-end", "some", "topics") {
-			if !errors.Is(err, ErrEnded) {
-				t.Errorf("%s, Subscribe: got %v, want ErrEnded", name, err)
+		call.events <- Event{Type: "snapshot", Data: "s"}
+		close(call.events)
+		c.want("s")
+		c.close()
+		s.get("/", "Last-Event-ID: "+c.lastID()+"\r\n").want("")
+		select {
+		case call := <-calls:
+			t.Errorf("CatchUp was asked again, for %q", call.id)
+		default:
+		}
+	})
+}
+
+func TestCatchUpOfManyEvents(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{}
+		var events []Event
+		var want []string
+		for i := range 1000 {
+			data := strings.Repeat(strconv.Itoa(i), 1+i%200)
+			events, want = append(events, Event{ID: strconv.Itoa(i), Data: data}), append(want, data)
+		}
+		yieldAll(b, events...)
+		s := serve(t, b)
+		s.get("/", "").want(strings.Join(want, " "))
+		followBroker(t, b, "").want(strings.Join(want, " "))
+	})
+}
+
+func TestCatchUpThatFailsEndsTheStream(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		fail error
+		bad  Event
+	}{
+		{"error", errors.New("the database is on fire"), Event{Data: "x"}},
+		{"bad event", nil, Event{ID: "a\nb"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				log := &brokerLog{}
+				b := &Broker{Logger: slog.New(log)}
+				calls := controlCatchUp(b)
+				s := serveBroker(t, b)
+				for range 3 {
+					c := s.get("/", "Last-Event-ID: nobody\r\n")
+					loop := followBroker(t, b, "nobody")
+					for range 2 {
+						call := <-calls
+						call.fail = test.fail
+						call.events <- Event{ID: "x", Data: "x"}
+						call.events <- test.bad
+						close(call.events)
+					}
+					synctest.Wait()
+					b.Publish(Event{Data: "1"})
+					synctest.Wait()
+					if got := c.events(); c.ended() == nil || len(got) > 0 && got[len(got)-1].Data == "1" {
+						t.Errorf("the stream went on: %+v", got)
+					}
+					if err := s.served(); err == nil || test.fail != nil && !errors.Is(err, test.fail) || errors.Is(err, ErrClientLeft) {
+						t.Errorf("Serve: got %v, want %v", err, test.fail)
+					}
+					if err := loop.ended(); err == nil || test.fail != nil && !errors.Is(err, test.fail) {
+						t.Errorf("Subscribe: got %v, want %v", err, test.fail)
+					}
+				}
+				if got := log.count(slog.LevelWarn); got != 1 {
+					t.Errorf("warnings: got %d, want 1 for one minute", got)
+				}
+			})
+		})
+	}
+}
+
+func TestClientThatLeavesDuringCatchUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := &brokerLog{}
+		b := &Broker{Logger: slog.New(log)}
+		calls := controlCatchUp(b)
+		s := serveBroker(t, b)
+		c := s.get("/", "")
+		call := <-calls
+		call.events <- Event{Data: "1"}
+		c.close()
+		synctest.Wait()
+		if call.ctx.Err() == nil || !call.gone {
+			t.Errorf("CatchUp goes on without the client: %v, %v", call.ctx.Err(), call.gone)
+		}
+		if err := s.served(); !errors.Is(err, ErrClientLeft) {
+			t.Errorf("Serve: got %v, want ErrClientLeft", err)
+		}
+		if got := log.count(slog.LevelWarn); got != 0 {
+			t.Errorf("warnings: got %d, want none, since nothing is wrong", got)
+		}
+
+		// One that is too slow for what CatchUp yields is cut off.
+		c = s.get("/", "")
+		call = <-calls
+		c.stall(true)
+		for range 1000 {
+			select {
+			case call.events <- Event{Data: strings.Repeat("x", 1000)}:
+				continue
+			case <-time.After(time.Minute):
 			}
 			break
 		}
-	}
-}
-
-// Nothing more is published to a topic that has ended, nor to others together with it.
-func TestPublishToATopicThatHasEnded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := &Broker{}
-		open := followBroker(t, b, "", "open")
-		b.Publish(Event{ID: "1", Data: "1"}, "job")
-		before := b.LastEventID()
-		for range 2 { // the second one does nothing
-			if err := b.End("job"); err != nil {
-				t.Errorf("End: %v", err)
-			}
+		if err := s.served(); !errors.Is(err, ErrTooSlow) || !call.gone {
+			t.Errorf("Serve: got %v, want ErrTooSlow", err)
 		}
-		if got := b.LastEventID(); got != before {
-			t.Errorf("LastEventID after End: got %q, want %q", got, before)
-		}
-		for _, topics := range [][]string{{"job"}, {"job", "open"}, {"open", "job"}} {
-			if id, err := b.Publish(Event{ID: "2", Data: "2"}, topics...); !errors.Is(err, ErrEnded) || id != "" {
-				t.Errorf("Publish to %q: got %q, %v, want ErrEnded", topics, id, err)
-			}
-		}
-		if got := b.Stats().Published; got != 1 {
-			t.Errorf("published: got %d, want 1", got)
-		}
-		if _, err := b.Publish(Event{ID: "2", Data: "2"}, "open"); err != nil {
-			t.Error(err)
-		}
-		open.want("2")
-		if err := b.End(); err != nil { // the default topic
-			t.Error(err)
-		}
-		if _, err := b.Publish(Event{Data: "3"}); !errors.Is(err, ErrEnded) {
-			t.Errorf("Publish to the default topic: got %v, want ErrEnded", err)
-		}
-		b.Shutdown(t.Context())
-		if err := b.End("open"); !errors.Is(err, ErrClosed) {
-			t.Errorf("End after Shutdown: got %v, want ErrClosed", err)
+		if got := b.Stats().Clients; got != 0 {
+			t.Errorf("clients: got %d, want none", got)
 		}
 	})
 }
 
-// An end has a place and no ID: a client that had all before it is told the end, and nothing
-// else, and IDs that are assigned go on.
-func TestEndHasNoID(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := &Broker{}
-		b.Publish(Event{Data: "1"}, "job")
-		had := b.LastEventID()
-		b.End("job")
-		loop := followBroker(t, b, had, "job")
-		loop.want("")
-		if err := loop.ended(); !errors.Is(err, ErrEnded) {
-			t.Errorf("got %v, want ErrEnded", err)
-		}
-		other := followBroker(t, b, had, "job", "open")
-		b.Publish(Event{Data: "2"}, "open")
-		b.Publish(Event{Data: "3"}, "open")
-		other.want("2 3")
-		followBroker(t, b, had, "job", "open").want("2 3")
-		if got := b.Stats().Gaps; got != 0 {
-			t.Errorf("got %d gaps, want none", got)
-		}
-	})
-}
-
-// A loop that is left, by its context, before it had all is not told that it had.
-func TestEndIsNotToldToALoopThatHasNotHadAll(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := &Broker{}
-		start := b.LastEventID()
-		publishIDs(t, b, "1", "2")
-		b.End()
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		var got []string
-		for e, err := range b.Subscribe(ctx, start) {
-			cancel()
-			got = append(got, fmt.Sprint(e.ID, err))
-		}
-		if want := []string{"1<nil>", "context canceled"}; !slices.Equal(got, want) {
-			t.Errorf("got %q, want %q", got, want)
-		}
-	})
-}
-
-// Ends do not push out events that the history is to keep.
-func TestEndsTakeNoPlaceInTheHistory(t *testing.T) {
-	for name, b := range map[string]*Broker{"one event": {History: 1}, "one large event": {HistoryBytes: 1000}} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				start := b.LastEventID()
-				data := strings.Repeat("x", 2000)
-				b.Publish(Event{Data: data}, "job")
-				b.End("job")
-				for _, from := range []string{start, "", Earliest} {
-					loop := followBroker(t, b, from, "job")
-					loop.want(data)
-					if err := loop.ended(); !errors.Is(err, ErrEnded) {
-						t.Errorf("from %q: got %v, want ErrEnded", from, err)
+// What is published while CatchUp runs may be more than the ring holds. Then
+// CatchUp is asked for the rest, and it is not the client's loss.
+func TestCatchUpThatTheRingOvertakesIsAskedAgain(t *testing.T) {
+	for _, explicit := range []bool{false, true} {
+		t.Run(fmt.Sprint("explicit=", explicit), func(t *testing.T) {
+			serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+				b := &Broker{History: 10}
+				calls := controlCatchUp(b)
+				s := serve(t, b)
+				var log []Event
+				publish := func(n int) {
+					for range n {
+						e := Event{Data: strconv.Itoa(len(log))}
+						if explicit {
+							e.ID = "id" + e.Data
+						}
+						b.Publish(e)
+						e.ID = b.LastEventID()
+						log = append(log, e)
 					}
 				}
+				publish(5)
+				c := s.get("/", "Last-Event-ID: nobody\r\n")
+				call := <-calls
+				publish(5)
+				for _, e := range log {
+					call.events <- e
+				}
+				publish(300) // the ring forgets the event that CatchUp ended with
+				close(call.events)
+				select {
+				case call = <-calls:
+				case <-time.After(time.Second):
+					t.Fatal("CatchUp was not asked again")
+				}
+				if call.id != log[9].ID {
+					t.Errorf("CatchUp: got ID %q, want that of its own last event, %q", call.id, log[9].ID)
+				}
+				for _, e := range log[10:] {
+					call.events <- e
+				}
+				close(call.events)
+				synctest.Wait()
+				publish(1)
+				var want []string
+				for _, e := range log {
+					want = append(want, e.Data)
+				}
+				c.want(strings.Join(want, " "))
+				if c.lastID() != b.LastEventID() {
+					t.Errorf("last event ID: got %q, want %q", c.lastID(), b.LastEventID())
+				}
 			})
 		})
 	}
-	b := &Broker{History: 10}
-	for i := range 100_000 {
-		b.End(strconv.Itoa(i))
-	}
-	if got := b.Stats().Topics; got > 300 {
-		t.Errorf("topics that have ended and are kept: got %d, want 300 at most", got)
-	}
 }
 
-// Nor do they let in more than the history is to keep, whatever its limit.
-func TestHistoryAmongEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		one := &Broker{History: 1}
-		for i := range 100 {
-			one.End(fmt.Sprint("before ", i))
+// When CatchUp is called again, and with which ID. What concerns the bytes that a client
+// is sent is in TestCatchUpThatTheRingOvertakesIsAskedAgain.
+func TestWhatCatchUpIsAskedAgainFor(t *testing.T) {
+	publish := func(b *Broker, n int, topics ...string) {
+		for range n {
+			b.Publish(Event{Data: "x"}, topics...)
 		}
-		for i := range 150 {
-			one.Publish(Event{Data: strconv.Itoa(i)})
-		}
-		for i := range 100 {
-			one.End(fmt.Sprint("after ", i))
-		}
-		followBroker(t, one, Earliest).want("149")
-
-		all := &Broker{History: math.MaxInt}
-		first, _ := all.Publish(Event{Data: "1"})
-		all.Publish(Event{Data: "2"})
-		all.End("job")
-		loop := followBroker(t, all, first)
-		loop.want("2")
-		all.Publish(Event{Data: "3"})
-		loop.want("3")
-		followBroker(t, all, Earliest).want("1 2 3")
-	})
-}
-
-// A client that comes to topics that have all ended is told so, however long CatchUp
-// takes and whatever is published meanwhile.
-func TestEndIsToldAfterALongCatchUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := &Broker{History: 1}
-		calls := controlCatchUp(b)
-		b.End()
-		loop := followBroker(t, b, "")
-		call := <-calls
-		for range 300 { // so that the end leaves the history
-			b.Publish(Event{Data: "x"}, "other")
-		}
-		close(call.events)
-		if err := loop.ended(); !errors.Is(err, ErrEnded) {
-			t.Errorf("got %v, want ErrEnded", err)
-		}
-		if _, err := b.Publish(Event{Data: "new"}); err != nil {
-			t.Errorf("Publish once the client has left: %v", err)
-		}
-	})
-}
-
-// A loop that is slow is sent nothing more of its batch once it was disconnected.
-func TestDisconnectWithinALoop(t *testing.T) {
-	shutdown := func(b *Broker) {
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		b.Shutdown(ctx)
 	}
-	for name, test := range map[string]struct {
-		end  func(*Broker)
-		want error
+	numbers := func(from, to int) (ids []string) {
+		for i := from; i <= to; i++ {
+			ids = append(ids, strconv.Itoa(i))
+		}
+		return ids
+	}
+	for _, test := range []struct {
+		name    string
+		history int
+		lastID  func(b *Broker) string // publishes what there is before the client
+		topic   string
+		answer  func(b *Broker, n int, missed Missed, yield func(Event) bool) // the nth call
+		after   func(b *Broker, l *brokerLoop)
+		asked   []string // "own" is what the client came with
+		want    string
 	}{
-		"Disconnect":         {func(b *Broker) { b.Disconnect() }, ErrDisconnected},
-		"impatient Shutdown": {shutdown, ErrClosed},
+		{
+			"the history has moved on", 1,
+			func(b *Broker) string { publishIDs(t, b, numbers(1, 10)...); return "4" }, "",
+			func(b *Broker, n int, missed Missed, yield func(Event) bool) {
+				if n == 1 {
+					publishIDs(t, b, "11", "12")
+				}
+				from, _ := strconv.Atoi(missed.LastEventID)
+				to, _ := strconv.Atoi(b.LastEventID())
+				for _, id := range numbers(from+1, to) {
+					if !yield(Event{ID: id, Data: id}) {
+						return
+					}
+				}
+				if n == 1 { // more than the history holds, while the client is still here
+					publishIDs(t, b, numbers(13, 1012)...)
+				}
+			},
+			func(b *Broker, _ *brokerLoop) { publishIDs(t, b, numbers(1013, 1015)...) },
+			[]string{"own", "12"}, strings.Join(numbers(5, 1015), " "),
+		},
+		{
+			"it yielded nothing", 1,
+			func(b *Broker) string { publishIDs(t, b, "here"); return "long ago" }, "quiet",
+			func(b *Broker, n int, _ Missed, _ func(Event) bool) {
+				if n == 1 { // while it reads a log that has nothing for the client
+					publish(b, 1000, "other", "quiet")
+				} else { // nor has what is published now
+					publish(b, 1000, "other")
+				}
+			},
+			func(b *Broker, _ *brokerLoop) { b.Publish(Event{Data: "1"}, "quiet") },
+			[]string{"own", "here"}, "1",
+		},
+		{
+			"it always yields the same old snapshot", 10,
+			func(b *Broker) string { publishIDs(t, b, "old"); publish(b, 300); return "nobody" }, "",
+			func(_ *Broker, n int, _ Missed, yield func(Event) bool) {
+				if n <= 5 { // or it would never end
+					yield(Event{ID: "old", Data: "snapshot"})
+				}
+			},
+			func(b *Broker, _ *brokerLoop) { b.Publish(Event{Data: "1"}) },
+			[]string{"own"}, "snapshot 1",
+		},
+		{
+			"it yields nothing for an event that has left the history", 1,
+			func(b *Broker) string {
+				id, _ := b.Publish(Event{Data: "0"})
+				publish(b, 1000, "other")
+				return id
+			}, "",
+			func(*Broker, int, Missed, func(Event) bool) {},
+			func(b *Broker, _ *brokerLoop) { b.Publish(Event{Data: "1"}) },
+			[]string{"own"}, "1",
+		},
+		{
+			"there was no other event", -1,
+			func(*Broker) string { return "a" }, "",
+			func(*Broker, int, Missed, func(Event) bool) {},
+			func(b *Broker, l *brokerLoop) {
+				l.stall(true)
+				for i := range 300 {
+					b.Publish(Event{Data: "x"})
+					if i < 3 { // or it is given many at once
+						synctest.Wait()
+					}
+				}
+				l.stall(false)
+				synctest.Wait()
+				l.events()
+			},
+			[]string{"own", "own"}, "",
+		},
 	} {
-		b := &Broker{}
-		start := b.LastEventID()
-		publishNumbers(b, 200)
-		got := 0
-		var last error
-		for _, err := range b.Subscribe(t.Context(), start) {
-			if got == 0 {
-				test.end(b)
-			}
-			if last = err; err == nil {
-				got++
-			}
-		}
-		if got != 1 || !errors.Is(last, test.want) {
-			t.Errorf("%s: got %d events and %v, want 1 and %v", name, got, last, test.want)
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := &Broker{History: test.history}
+				var asked []string
+				b.CatchUp = func(_ context.Context, missed Missed) iter.Seq2[Event, error] {
+					return func(yield func(Event, error) bool) {
+						asked = append(asked, missed.LastEventID)
+						test.answer(b, len(asked), missed, func(e Event) bool { return yield(e, nil) })
+					}
+				}
+				own := test.lastID(b)
+				loop := followBroker(t, b, own, test.topic)
+				test.after(b, loop)
+				loop.want(test.want)
+				want := slices.Clone(test.asked)
+				for i := range want {
+					if want[i] == "own" {
+						want[i] = own
+					}
+				}
+				if !slices.Equal(asked, want) {
+					t.Errorf("CatchUp was asked for %q, want %q", asked, want)
+				}
+			})
+		})
+	}
+}
+
+// A newcomer is asked for again, from where the log stood, if CatchUp yielded nothing
+// and more was published meanwhile than the history holds.
+func TestNewcomerWhoseEmptyCatchUpTheRingOvertakesIsAskedForAgain(t *testing.T) {
+	for _, before := range []int{0, 3} { // events before it came
+		for _, way := range []string{"Serve", "Detach", "Subscribe"} {
+			t.Run(fmt.Sprint(way, " after ", before, " events"), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					b := &Broker{History: 1}
+					calls := controlCatchUp(b)
+					publishNumbers(b, before)
+					upTo := b.LastEventID()
+					var client interface{ want(string) }
+					switch way {
+					case "Serve":
+						client = serveBroker(t, b).get("/", "")
+					case "Detach":
+						client = detachBroker(t, b).get("/", "")
+					default:
+						client = followBroker(t, b, "")
+					}
+					next := func(id string) *catchUpCall {
+						t.Helper()
+						synctest.Wait()
+						select {
+						case call := <-calls:
+							if call.id != id {
+								t.Errorf("CatchUp was asked for %q, want %q", call.id, id)
+							}
+							return call
+						default:
+							t.Fatalf("CatchUp was not asked for %q", id)
+							return nil
+						}
+					}
+					call := next("")
+					publishNumbers(b, 300)
+					close(call.events)
+					call = next(upTo)
+					upTo = b.LastEventID()
+					publishNumbers(b, 300)
+					close(call.events)
+					call = next(upTo)
+					call.events <- Event{ID: b.LastEventID(), Data: "the rest"}
+					close(call.events)
+					synctest.Wait()
+					b.Publish(Event{Data: "1"})
+					client.want("the rest 1")
+				})
+			})
 		}
 	}
 }
 
-// A topic has ended as long as the history knows, or somebody from before is there.
-func TestNameOfAnEndedTopicBecomesFree(t *testing.T) {
+// Without a history every connection begins with what CatchUp yields, then live.
+func TestCatchUpWithoutAHistoryBeginsEveryConnection(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{History: -1}
+		asked := yieldAll(b, Event{Data: "state"})
+		s := serve(t, b)
+		for _, header := range []string{"", "", "Last-Event-ID: a\r\n"} {
+			c := s.get("/", header)
+			c.want("state")
+			b.Publish(Event{ID: "a", Data: "1"})
+			c.want("1")
+			c.close()
+		}
+		if want := []string{"", "", "a"}; !slices.Equal(*asked, want) {
+			t.Errorf("CatchUp was asked for %q, want %q", *asked, want)
+		}
+	})
+}
+
+func TestClientThatFellOffTheRingIsCaughtUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := &Broker{History: 1}
-		fill := func() {
-			for range 1000 {
-				b.Publish(Event{Data: "x"}, "other")
+		for _, history := range []int{10, -1} {
+			b := &Broker{History: history}
+			calls := controlCatchUp(b)
+			loop := followBroker(t, b, "a")
+			call := <-calls
+			call.events <- Event{ID: "b", Data: "b"}
+			call.events <- Event{ID: "c", Data: "c"}
+			close(call.events)
+			loop.want("b c")
+			loop.stall(true)
+			for i := range 300 {
+				if i < 3 { // or it is given many at once
+					synctest.Wait()
+				}
+				b.Publish(Event{ID: fmt.Sprint("id", i), Data: strconv.Itoa(i)})
 			}
 			synctest.Wait()
-		}
-		loop := followBroker(t, b, "", "job", "open")
-		b.Publish(Event{Data: "1"}, "job")
-		b.End("job")
-		if _, err := b.Publish(Event{Data: "2"}, "job"); !errors.Is(err, ErrEnded) {
-			t.Errorf("while the history holds the end: got %v, want ErrEnded", err)
-		}
-		synctest.Wait()
-		fill()
-		if _, err := b.Publish(Event{Data: "2"}, "job"); !errors.Is(err, ErrEnded) {
-			t.Errorf("while a subscriber is there: got %v, want ErrEnded", err)
-		}
-		loop.close()
-		synctest.Wait()
-		fill()
-		if _, err := b.Publish(Event{Data: "3"}, "job"); err != nil {
-			t.Errorf("later: got %v, want a new topic", err)
-		}
-		loop.want("1")
-		fill()
-		if got := b.Stats().Topics; got != 1 {
-			t.Errorf("topics: got %d, want 1", got)
-		}
-	})
-}
-
-// The ring may overtake an end before a slow client has passed it.
-func TestEndThatLeavesTheHistoryIsToldAllTheSame(t *testing.T) {
-	for _, missed := range []int{0, 1, 300} { // events of the client's topic
-		t.Run(fmt.Sprint(missed), func(t *testing.T) {
-			serveAndDetach(t, func(t *testing.T, serve serveFunc) {
-				b := &Broker{History: 1}
-				s := serve(t, b)
-				c := s.get("/?topic=job", "")
-				c.want("")
-				c.stall(true)
-				b.Publish(Event{ID: "first", Data: "first"}, "job")
-				synctest.Wait()
-				for range missed {
-					b.Publish(Event{Data: "x"}, "job")
-				}
-				b.End("job")
-				for range 1000 {
-					b.Publish(Event{Data: "x"}, "other")
-				}
-				c.stall(false)
-				c.wantEnd()
-				got := c.events()
-				if len(got) == 0 || got[0].Data != "first" {
-					t.Errorf("got %v, want the event that was being written first", got)
-				}
-				if len(got) != 2 && !slices.ContainsFunc(got, func(e pipeBlock) bool { return e.Type == "gap" && e.Data == "first" }) {
-					t.Errorf("got %d events, want the first and the end, or a gap between", len(got))
-				}
-				if missed > 0 && len(got) < 3 {
-					t.Errorf("got %d events, want a gap", len(got))
-				}
-				if err := s.served(); !errors.Is(err, ErrEnded) {
-					t.Errorf("got %v, want ErrEnded", err)
-				}
-			})
-		})
-	}
-}
-
-// The IDs that mean something of their own are no event's.
-func TestReservedIDsAreRefused(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		for _, id := range []string{"sse-end", Earliest} {
-			b := &Broker{}
-			ev := Event{ID: id, Data: "x"}
-			if _, err := b.Publish(ev); err == nil {
-				t.Errorf("Publish with ID %q: got no error", id)
+			loop.stall(false)
+			call = <-calls
+			synctest.Wait()
+			got := loop.events()
+			last := got[len(got)-1]
+			if call.id != last.ID || len(got) > 10 {
+				t.Errorf("History %d: CatchUp was asked with %q, want %q", history, call.id, last.ID)
 			}
-			if err := b.Reset(id); err == nil {
-				t.Errorf("Reset to %q: got no error", id)
+			first := len(got)
+			for i := first; i < 300; i++ {
+				call.events <- Event{ID: fmt.Sprint("id", i), Data: strconv.Itoa(i)}
 			}
-			if _, err := ev.AppendText(nil); err == nil {
-				t.Errorf("AppendText with ID %q: got no error", id)
+			close(call.events)
+			synctest.Wait()
+			b.Publish(Event{ID: "last", Data: "last"})
+			synctest.Wait()
+			got = loop.events()
+			if len(got) != 301-first || got[0].Data != strconv.Itoa(first) || got[len(got)-1].Data != "last" {
+				t.Errorf("History %d: got %d events after the %d before, want up to 300 and the last", history, len(got), first)
 			}
-			yieldAll(b, ev)
-			if err := followBroker(t, b, "nobody").ended(); err == nil {
-				t.Errorf("CatchUp that yields ID %q: got no error", id)
+			if got := b.Stats().Gaps; got != 2 && history > 0 {
+				t.Errorf("gaps: got %d, want 2", got)
 			}
+			loop.close()
 		}
 	})
 }
 
-// A Reset that falls together with a keep-alive does not hide the gap behind the
-// keep-alive's ID.
-func TestResetTogetherWithAKeepAlive(t *testing.T) {
-	t.Run("a client that is being written to", func(t *testing.T) {
-		for _, catchUp := range []bool{true, false} {
-			serveAndDetach(t, func(t *testing.T, serve serveFunc) {
-				b := &Broker{KeepAlive: 50 * time.Millisecond}
-				var asked *[]string
-				if catchUp {
-					asked = yieldAll(b, Event{Data: "caught up"})
-				}
-				if err := b.Reset("log-1"); err != nil {
-					t.Fatal(err)
-				}
-				s := serve(t, b)
-				c := s.get("/", "Last-Event-ID: log-1\r\n")
-				c.want("")
-				c.stall(true)
-				publishIDs(t, b, "log-2")
-				time.Sleep(100 * time.Millisecond) // a keep-alive is due
-				if err := b.Reset("log-9"); err != nil {
-					t.Fatal(err)
-				}
-				c.stall(false)
-				synctest.Wait()
-				publishIDs(t, b, "log-10")
-				if !catchUp {
-					c.want("log-2 gap:log-2 log-10")
-					return
-				}
-				c.want("log-2 caught up log-10")
-				if want := []string{"log-2"}; !slices.Equal(*asked, want) {
-					t.Errorf("CatchUp was asked for %q, want %q", *asked, want)
-				}
-			})
-		}
-	})
-	t.Run("idle clients", func(t *testing.T) {
-		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
-			const clients = 200
-			b := &Broker{KeepAlive: time.Second}
-			s := serve(t, b)
-			all := make([]*pipeClient, clients)
-			for i := range all {
-				all[i] = s.get("/", "")
-			}
-			all[0].want("")
-			last, want := "begin", "begin"
-			publishIDs(t, b, last)
-			for round := range 20 {
-				// At a multiple of KeepAlive after the last event, and about there.
-				time.Sleep(time.Duration(round%3+1)*time.Second - time.Duration(round/3)*time.Millisecond)
-				reset := fmt.Sprint("reset ", round)
-				if err := b.Reset(reset); err != nil {
-					t.Fatal(err)
-				}
-				want += " gap:" + last
-				last = fmt.Sprint("event ", round)
-				time.Sleep(time.Duration(round%2) * time.Second)
-				publishIDs(t, b, last)
-				want += " " + last
-			}
-			for _, c := range all {
-				if c.want(want); t.Failed() {
-					break
-				}
-			}
-		})
-	})
-}
+// ----- Clients -----
 
-// broker.go: serving clients.
+// Serving clients.
 
 func TestServeAnswersHEADAndKeepsNothing(t *testing.T) {
 	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
@@ -7150,7 +7114,7 @@ func yieldFrom(b *Broker, ids chan string) {
 	}
 }
 
-// broker.go: keep-alives.
+// Keep-alives.
 
 func TestKeepAlives(t *testing.T) {
 	for _, test := range []struct {
@@ -7686,7 +7650,7 @@ func TestGapNamesTheIDThatAKeepAliveRenewed(t *testing.T) {
 	})
 }
 
-// broker.go: clients that have left, or do not read.
+// Clients that have left, or do not read.
 
 // A client that closes its side of the connection has left, even if what is sent
 // to it gets through.
@@ -9482,7 +9446,7 @@ func TestStreamEndsForAClientThatStillHasItsBody(t *testing.T) {
 	}
 }
 
-// broker.go: Detach. What it has in common with Serve is tested with Serve.
+// Detach. What it has in common with Serve is tested with Serve.
 
 func TestDetachReturnsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -9994,7 +9958,268 @@ func TestPeerThatIsThereHasNotLeft(t *testing.T) {
 	}
 }
 
-// broker.go: Subscribe.
+// Clients that the program sends away.
+
+// Disconnect ends the streams of all that have one of the topics, and of nobody else.
+func TestDisconnect(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{Retry: time.Second}
+		s := serve(t, b)
+		var gone []*pipeClient
+		for i := range 20 {
+			gone = append(gone, s.get([]string{"/?topic=user", "/?topic=news&topic=user"}[i%2], ""))
+		}
+		stays := s.get("/?topic=news", "")
+		loop := followBroker(t, b, "", "user")
+		loopStays := followBroker(t, b, "", "news")
+		stays.want("")
+		if n := b.Disconnect("user", "nobody's"); n != 21 {
+			t.Errorf("got %d, want 21", n)
+		}
+		b.Publish(Event{Data: "1"}, "user", "news")
+		stays.want("1")
+		loopStays.want("1")
+		loop.want("")
+		if err := loop.ended(); !errors.Is(err, ErrDisconnected) {
+			t.Errorf("Subscribe: got %v, want ErrDisconnected", err)
+		}
+		var times []time.Duration
+		for i, c := range gone {
+			if c.ended() == nil {
+				t.Fatalf("client %d: the stream is open", i)
+			}
+			c.want("")
+			if err := s.served(); !errors.Is(err, ErrDisconnected) {
+				t.Errorf("got %v, want ErrDisconnected", err)
+			}
+			times = append(times, c.lastRetry())
+		}
+		wantSpread(t, times, time.Second)
+		if err := s.served(); err != errNotServed {
+			t.Errorf("the one that stays: got %v", err)
+		}
+		if n := b.Disconnect("user"); n != 0 {
+			t.Errorf("once more: got %d, want 0", n)
+		}
+		// It is no ban: that is for the handler to see to.
+		back := s.get("/?topic=user", "")
+		back.want("")
+		b.Publish(Event{Data: "2"}, "user")
+		back.want("2")
+	})
+}
+
+func TestDisconnectOfTheDefaultTopic(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		if n := b.Disconnect(); n != 0 {
+			t.Errorf("of a zero Broker: got %d, want 0", n)
+		}
+		loop := followBroker(t, b, "")
+		other := followBroker(t, b, "", "other")
+		if n := b.Disconnect(); n != 1 {
+			t.Errorf("got %d, want 1", n)
+		}
+		if err := loop.ended(); !errors.Is(err, ErrDisconnected) {
+			t.Errorf("got %v, want ErrDisconnected", err)
+		}
+		if other.ended() != nil {
+			t.Errorf("another topic: got %v", other.ended())
+		}
+	})
+}
+
+// What a client was still owed does not reach it: at most the write under way does.
+func TestDisconnectOfAClientThatStalls(t *testing.T) {
+	for _, leaves := range []bool{false, true} {
+		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+			b := &Broker{}
+			s := serve(t, b)
+			c := s.get("/", "")
+			c.want("")
+			c.stall(true)
+			b.Publish(Event{Data: "1"})
+			synctest.Wait()
+			b.Publish(Event{Data: "2"})
+			b.Publish(Event{Data: "3"})
+			if n := b.Disconnect(); n != 1 {
+				t.Errorf("got %d, want 1", n)
+			}
+			b.Publish(Event{Data: "4"})
+			if leaves {
+				c.close()
+			} else {
+				c.stall(false)
+				c.want("1")
+			}
+			if c.ended() == nil {
+				t.Error("the stream is open")
+			}
+			// Also if the write under way fails.
+			if err := s.served(); !errors.Is(err, ErrDisconnected) {
+				t.Errorf("got %v, want ErrDisconnected", err)
+			}
+			if got := b.Stats().Clients; got != 0 {
+				t.Errorf("got %d clients, want none", got)
+			}
+		})
+	}
+	t.Run("Subscribe", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b := &Broker{}
+			loop := followBroker(t, b, "")
+			loop.stall(true)
+			b.Publish(Event{Data: "1"})
+			synctest.Wait()
+			b.Publish(Event{Data: "2"})
+			b.Disconnect()
+			loop.stall(false)
+			loop.want("1")
+			if err := loop.ended(); !errors.Is(err, ErrDisconnected) {
+				t.Errorf("got %v, want ErrDisconnected", err)
+			}
+		})
+	})
+}
+
+// A client that reads on after its WriteTimeout has been disconnected all the same, and one
+// that does not is not waited for.
+func TestDisconnectOfAClientThatDoesNotRead(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{WriteTimeout: 10 * time.Second, Logger: slog.New(slog.DiscardHandler)}
+		s := serve(t, b)
+		c := s.get("/", "")
+		c.want("")
+		c.stall(true)
+		b.Publish(Event{Data: "1"})
+		synctest.Wait()
+		b.Disconnect()
+		time.Sleep(30 * time.Second)
+		if err := s.served(); !errors.Is(err, ErrDisconnected) {
+			t.Errorf("got %v, want ErrDisconnected", err)
+		}
+	})
+}
+
+// CatchUp that runs for the client is canceled, which is no reason for a warning.
+func TestDisconnectDuringCatchUp(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		log := &brokerLog{}
+		b := &Broker{Logger: slog.New(log)}
+		stubborn := make(chan struct{})
+		var canceled error
+		b.CatchUp = func(ctx context.Context, missed Missed) iter.Seq2[Event, error] {
+			return func(yield func(Event, error) bool) {
+				if missed.LastEventID == "stubborn" {
+					<-stubborn // and yields all the same
+					yield(Event{Data: "secret"}, nil)
+					return
+				}
+				<-ctx.Done()
+				canceled = ctx.Err()
+				yield(Event{}, ctx.Err())
+			}
+		}
+		s := serve(t, b)
+		c := s.get("/", "Last-Event-ID: nobody\r\n")
+		c.want("")
+		if n := b.Disconnect(); n != 1 {
+			t.Errorf("got %d, want 1", n)
+		}
+		if c.ended() == nil || canceled == nil {
+			t.Errorf("got the stream ended with %v, CatchUp with %v, want both", c.ended(), canceled)
+		}
+		if err := s.served(); !errors.Is(err, ErrDisconnected) {
+			t.Errorf("got %v, want ErrDisconnected", err)
+		}
+		c = s.get("/", "Last-Event-ID: stubborn\r\n")
+		c.want("")
+		b.Disconnect()
+		close(stubborn)
+		c.want("")
+		if err := s.served(); !errors.Is(err, ErrDisconnected) {
+			t.Errorf("got %v, want ErrDisconnected", err)
+		}
+		if got := log.count(slog.LevelWarn); got != 0 {
+			t.Errorf("got %d warnings, want none", got)
+		}
+	})
+}
+
+func TestClients(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{}
+		s := serve(t, b)
+		want := func(counts map[string]int) {
+			t.Helper()
+			time.Sleep(s.settle)
+			synctest.Wait()
+			for topic, want := range counts {
+				if got := b.Clients(topic); got != want {
+					t.Errorf("clients of %q: got %d, want %d", topic, got, want)
+				}
+			}
+		}
+		want(map[string]int{"": 0, "a": 0})
+		s.get("/", "")
+		a := s.get("/?topic=a", "")
+		both := s.get("/?topic=a&topic=b&topic=a", "")
+		s.do("HEAD", "/?topic=a", "")
+		followBroker(t, b, "", "a", "c") // does not count
+		want(map[string]int{"": 1, "a": 2, "b": 1, "c": 0, "nobody's": 0})
+		both.close()
+		b.Publish(Event{Data: "1"}, "b")
+		want(map[string]int{"": 1, "a": 1, "b": 0})
+		b.Publish(Event{Data: "2"}, "a")
+		a.want("2")
+		want(map[string]int{"a": 1})
+		b.Shutdown(t.Context())
+		want(map[string]int{"": 0, "a": 0})
+	})
+}
+
+// What ends a write is code of the program too, where it wraps the ResponseWriter.
+func TestShutdownHoldsNoLockWhileItCutsOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		s := servePipe(t, &http.Server{}, func(w http.ResponseWriter, r *http.Request) error {
+			return b.Serve(deadlineHook{w, func() { b.Stats() }}, r)
+		})
+		c := s.get("/", "")
+		synctest.Wait()
+		c.stall(true)
+		b.Publish(Event{Data: "x"})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := b.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Shutdown: got %v", err)
+		}
+		if err := s.served(); !errors.Is(err, ErrClosed) {
+			t.Errorf("Serve: got %v, want ErrClosed", err)
+		}
+	})
+}
+
+type deadlineHook struct {
+	http.ResponseWriter
+	hook func()
+}
+
+func (w deadlineHook) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w deadlineHook) SetWriteDeadline(at time.Time) error {
+	w.hook()
+	return http.NewResponseController(w.ResponseWriter).SetWriteDeadline(at)
+}
+
+func TestRetryOfAHundredYearsIsNotNegative(t *testing.T) {
+	b := &Broker{Retry: math.MaxInt64}
+	if got := appendFrames(nil, b.goodbye(ErrClosed, "")); bytes.Contains(got, []byte("-")) {
+		t.Errorf("got %q", got)
+	}
+}
+
+// ----- In-process -----
 
 func TestSubscribe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -10198,7 +10423,9 @@ func TestSubscribeLoopMayUseTheBroker(t *testing.T) {
 	}
 }
 
-// broker.go: Shutdown.
+// ----- Shutdown and Stats -----
+
+// Shutdown.
 
 func TestShutdownOfAThousandStreams(t *testing.T) {
 	before := runtime.NumGoroutine()
@@ -10546,267 +10773,6 @@ func TestShutdownTwiceAndOfAZeroBroker(t *testing.T) {
 	})
 }
 
-// broker.go: clients that the program sends away.
-
-// Disconnect ends the streams of all that have one of the topics, and of nobody else.
-func TestDisconnect(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
-		b := &Broker{Retry: time.Second}
-		s := serve(t, b)
-		var gone []*pipeClient
-		for i := range 20 {
-			gone = append(gone, s.get([]string{"/?topic=user", "/?topic=news&topic=user"}[i%2], ""))
-		}
-		stays := s.get("/?topic=news", "")
-		loop := followBroker(t, b, "", "user")
-		loopStays := followBroker(t, b, "", "news")
-		stays.want("")
-		if n := b.Disconnect("user", "nobody's"); n != 21 {
-			t.Errorf("got %d, want 21", n)
-		}
-		b.Publish(Event{Data: "1"}, "user", "news")
-		stays.want("1")
-		loopStays.want("1")
-		loop.want("")
-		if err := loop.ended(); !errors.Is(err, ErrDisconnected) {
-			t.Errorf("Subscribe: got %v, want ErrDisconnected", err)
-		}
-		var times []time.Duration
-		for i, c := range gone {
-			if c.ended() == nil {
-				t.Fatalf("client %d: the stream is open", i)
-			}
-			c.want("")
-			if err := s.served(); !errors.Is(err, ErrDisconnected) {
-				t.Errorf("got %v, want ErrDisconnected", err)
-			}
-			times = append(times, c.lastRetry())
-		}
-		wantSpread(t, times, time.Second)
-		if err := s.served(); err != errNotServed {
-			t.Errorf("the one that stays: got %v", err)
-		}
-		if n := b.Disconnect("user"); n != 0 {
-			t.Errorf("once more: got %d, want 0", n)
-		}
-		// It is no ban: that is for the handler to see to.
-		back := s.get("/?topic=user", "")
-		back.want("")
-		b.Publish(Event{Data: "2"}, "user")
-		back.want("2")
-	})
-}
-
-func TestDisconnectOfTheDefaultTopic(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := &Broker{}
-		if n := b.Disconnect(); n != 0 {
-			t.Errorf("of a zero Broker: got %d, want 0", n)
-		}
-		loop := followBroker(t, b, "")
-		other := followBroker(t, b, "", "other")
-		if n := b.Disconnect(); n != 1 {
-			t.Errorf("got %d, want 1", n)
-		}
-		if err := loop.ended(); !errors.Is(err, ErrDisconnected) {
-			t.Errorf("got %v, want ErrDisconnected", err)
-		}
-		if other.ended() != nil {
-			t.Errorf("another topic: got %v", other.ended())
-		}
-	})
-}
-
-// What a client was still owed does not reach it: at most the write under way does.
-func TestDisconnectOfAClientThatStalls(t *testing.T) {
-	for _, leaves := range []bool{false, true} {
-		serveAndDetach(t, func(t *testing.T, serve serveFunc) {
-			b := &Broker{}
-			s := serve(t, b)
-			c := s.get("/", "")
-			c.want("")
-			c.stall(true)
-			b.Publish(Event{Data: "1"})
-			synctest.Wait()
-			b.Publish(Event{Data: "2"})
-			b.Publish(Event{Data: "3"})
-			if n := b.Disconnect(); n != 1 {
-				t.Errorf("got %d, want 1", n)
-			}
-			b.Publish(Event{Data: "4"})
-			if leaves {
-				c.close()
-			} else {
-				c.stall(false)
-				c.want("1")
-			}
-			if c.ended() == nil {
-				t.Error("the stream is open")
-			}
-			// Also if the write under way fails.
-			if err := s.served(); !errors.Is(err, ErrDisconnected) {
-				t.Errorf("got %v, want ErrDisconnected", err)
-			}
-			if got := b.Stats().Clients; got != 0 {
-				t.Errorf("got %d clients, want none", got)
-			}
-		})
-	}
-	t.Run("Subscribe", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			b := &Broker{}
-			loop := followBroker(t, b, "")
-			loop.stall(true)
-			b.Publish(Event{Data: "1"})
-			synctest.Wait()
-			b.Publish(Event{Data: "2"})
-			b.Disconnect()
-			loop.stall(false)
-			loop.want("1")
-			if err := loop.ended(); !errors.Is(err, ErrDisconnected) {
-				t.Errorf("got %v, want ErrDisconnected", err)
-			}
-		})
-	})
-}
-
-// A client that reads on after its WriteTimeout has been disconnected all the same, and one
-// that does not is not waited for.
-func TestDisconnectOfAClientThatDoesNotRead(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
-		b := &Broker{WriteTimeout: 10 * time.Second, Logger: slog.New(slog.DiscardHandler)}
-		s := serve(t, b)
-		c := s.get("/", "")
-		c.want("")
-		c.stall(true)
-		b.Publish(Event{Data: "1"})
-		synctest.Wait()
-		b.Disconnect()
-		time.Sleep(30 * time.Second)
-		if err := s.served(); !errors.Is(err, ErrDisconnected) {
-			t.Errorf("got %v, want ErrDisconnected", err)
-		}
-	})
-}
-
-// CatchUp that runs for the client is canceled, which is no reason for a warning.
-func TestDisconnectDuringCatchUp(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
-		log := &brokerLog{}
-		b := &Broker{Logger: slog.New(log)}
-		stubborn := make(chan struct{})
-		var canceled error
-		b.CatchUp = func(ctx context.Context, missed Missed) iter.Seq2[Event, error] {
-			return func(yield func(Event, error) bool) {
-				if missed.LastEventID == "stubborn" {
-					<-stubborn // and yields all the same
-					yield(Event{Data: "secret"}, nil)
-					return
-				}
-				<-ctx.Done()
-				canceled = ctx.Err()
-				yield(Event{}, ctx.Err())
-			}
-		}
-		s := serve(t, b)
-		c := s.get("/", "Last-Event-ID: nobody\r\n")
-		c.want("")
-		if n := b.Disconnect(); n != 1 {
-			t.Errorf("got %d, want 1", n)
-		}
-		if c.ended() == nil || canceled == nil {
-			t.Errorf("got the stream ended with %v, CatchUp with %v, want both", c.ended(), canceled)
-		}
-		if err := s.served(); !errors.Is(err, ErrDisconnected) {
-			t.Errorf("got %v, want ErrDisconnected", err)
-		}
-		c = s.get("/", "Last-Event-ID: stubborn\r\n")
-		c.want("")
-		b.Disconnect()
-		close(stubborn)
-		c.want("")
-		if err := s.served(); !errors.Is(err, ErrDisconnected) {
-			t.Errorf("got %v, want ErrDisconnected", err)
-		}
-		if got := log.count(slog.LevelWarn); got != 0 {
-			t.Errorf("got %d warnings, want none", got)
-		}
-	})
-}
-
-func TestClients(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
-		b := &Broker{}
-		s := serve(t, b)
-		want := func(counts map[string]int) {
-			t.Helper()
-			time.Sleep(s.settle)
-			synctest.Wait()
-			for topic, want := range counts {
-				if got := b.Clients(topic); got != want {
-					t.Errorf("clients of %q: got %d, want %d", topic, got, want)
-				}
-			}
-		}
-		want(map[string]int{"": 0, "a": 0})
-		s.get("/", "")
-		a := s.get("/?topic=a", "")
-		both := s.get("/?topic=a&topic=b&topic=a", "")
-		s.do("HEAD", "/?topic=a", "")
-		followBroker(t, b, "", "a", "c") // does not count
-		want(map[string]int{"": 1, "a": 2, "b": 1, "c": 0, "nobody's": 0})
-		both.close()
-		b.Publish(Event{Data: "1"}, "b")
-		want(map[string]int{"": 1, "a": 1, "b": 0})
-		b.Publish(Event{Data: "2"}, "a")
-		a.want("2")
-		want(map[string]int{"a": 1})
-		b.Shutdown(t.Context())
-		want(map[string]int{"": 0, "a": 0})
-	})
-}
-
-// BenchmarkPublishBesideDisconnect publishes to a topic of nobody, while 100,000 of another
-// are disconnected.
-func BenchmarkPublishBesideDisconnect(b *testing.B) {
-	const n = 100_000
-	var worst, all time.Duration
-	for b.Loop() {
-		b.StopTimer()
-		broker := &Broker{}
-		var running sync.WaitGroup
-		for range n {
-			running.Go(func() {
-				for range broker.Subscribe(context.Background(), "", "many") {
-				}
-			})
-		}
-		for broker.Stats().Subscribers < n {
-			time.Sleep(time.Millisecond)
-		}
-		b.StartTimer()
-		began, gone := time.Now(), make(chan struct{})
-		go func() {
-			broker.Disconnect("many")
-			running.Wait()
-			close(gone)
-		}()
-		for waiting := true; waiting; {
-			before := time.Now()
-			broker.Publish(Event{Data: "x"})
-			worst = max(worst, time.Since(before))
-			select {
-			case <-gone:
-				waiting = false
-			case <-time.After(100 * time.Microsecond):
-			}
-		}
-		all += time.Since(began)
-	}
-	b.ReportMetric(float64(worst.Microseconds())/1000, "worst-publish-ms")
-	b.ReportMetric(float64(all.Microseconds())/1000/float64(b.N), "until-all-gone-ms")
-}
-
 func TestShutdownAmongPublishersAndClients(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds")
@@ -10882,47 +10848,6 @@ func TestShutdownWithoutClientsIsNoError(t *testing.T) {
 	}
 }
 
-// What ends a write is code of the program too, where it wraps the ResponseWriter.
-func TestShutdownHoldsNoLockWhileItCutsOff(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := &Broker{}
-		s := servePipe(t, &http.Server{}, func(w http.ResponseWriter, r *http.Request) error {
-			return b.Serve(deadlineHook{w, func() { b.Stats() }}, r)
-		})
-		c := s.get("/", "")
-		synctest.Wait()
-		c.stall(true)
-		b.Publish(Event{Data: "x"})
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		if err := b.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("Shutdown: got %v", err)
-		}
-		if err := s.served(); !errors.Is(err, ErrClosed) {
-			t.Errorf("Serve: got %v, want ErrClosed", err)
-		}
-	})
-}
-
-type deadlineHook struct {
-	http.ResponseWriter
-	hook func()
-}
-
-func (w deadlineHook) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-func (w deadlineHook) SetWriteDeadline(at time.Time) error {
-	w.hook()
-	return http.NewResponseController(w.ResponseWriter).SetWriteDeadline(at)
-}
-
-func TestRetryOfAHundredYearsIsNotNegative(t *testing.T) {
-	b := &Broker{Retry: math.MaxInt64}
-	if got := appendFrames(nil, b.goodbye(ErrClosed, "")); bytes.Contains(got, []byte("-")) {
-		t.Errorf("got %q", got)
-	}
-}
-
 // A client whose stream is in chunks may send another request by the same
 // connection, even if Shutdown had no patience. Either that is served, or the
 // connection is closed.
@@ -10972,7 +10897,7 @@ func TestConnectionIsWholeAfterShutdown(t *testing.T) {
 	}
 }
 
-// broker.go: figures and logs.
+// Figures and logs.
 
 func TestStats(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -11178,7 +11103,7 @@ func TestWarningWithoutDeadlines(t *testing.T) {
 	}
 }
 
-// broker.go: costs.
+// ----- Costs, and the model of the Broker -----
 
 // discardClients serves n clients, and returns a function that publishes an
 // event and waits until each of them has got it. Each is then live again.
@@ -12892,7 +12817,9 @@ func checkInvariants(t *testing.T, b *Broker) {
 	equal("keys", b.stats.Keys, keys)
 }
 
-// Benchmarks. One operation of those that publish is one event, until each subscriber has got it.
+// ----- Benchmarks -----
+
+// One operation of those that publish is one event, until each subscriber has got it.
 
 var benchmarkEvents = []struct {
 	name  string
@@ -13503,7 +13430,110 @@ func (d *delays) report(b *testing.B) {
 	b.ReportMetric(d.all[len(d.all)-1].Seconds()*1000, "max-ms")
 }
 
-// Helpers: encoding and decoding.
+// BenchmarkSet: 1,000 keys, of which one operation sets one, and 1,000 subscribers of which
+// 100 read slowly. Compare the bytes for each of these with those of Publish.
+func BenchmarkSet(b *testing.B) {
+	for _, way := range []string{"Set", "Publish"} {
+		b.Run(way, func(b *testing.B) {
+			broker := &Broker{}
+			var fast, slow atomic.Int64
+			ctx, cancel := context.WithCancel(context.Background())
+			var running sync.WaitGroup
+			for i := range 1000 {
+				running.Go(func() {
+					for _, err := range broker.Subscribe(ctx, "") {
+						switch {
+						case err != nil:
+						case i < 100:
+							slow.Add(1)
+							time.Sleep(10 * time.Millisecond)
+						default:
+							fast.Add(1)
+						}
+					}
+				})
+			}
+			for broker.Stats().Subscribers < 1000 {
+				time.Sleep(time.Millisecond)
+			}
+			keys := make([]string, 1000)
+			for i := range keys {
+				keys[i] = fmt.Sprint("key ", i)
+			}
+			n := 0
+			b.ReportAllocs()
+			for b.Loop() {
+				ev := Event{Data: "some data that says something"}
+				if n++; way == "Set" {
+					broker.Set(keys[n%len(keys)], ev)
+				} else {
+					broker.Publish(ev)
+				}
+				time.Sleep(100 * time.Microsecond)
+			}
+			b.StopTimer()
+			b.ReportMetric(float64(fast.Load())/900/float64(n), "events/op-to-fast")
+			b.ReportMetric(float64(slow.Load())/100/float64(n), "events/op-to-slow")
+			if way == "Set" {
+				began, got := time.Now(), 0
+				for range broker.Subscribe(ctx, "") {
+					if got++; got >= min(n, len(keys)) {
+						break
+					}
+				}
+				b.ReportMetric(float64(time.Since(began).Microseconds()), "µs-until-newcomer-has-all")
+			}
+			cancel()
+			broker.Shutdown(context.Background())
+			running.Wait()
+		})
+	}
+}
+
+// BenchmarkPublishBesideDisconnect publishes to a topic of nobody, while 100,000 of another
+// are disconnected.
+func BenchmarkPublishBesideDisconnect(b *testing.B) {
+	const n = 100_000
+	var worst, all time.Duration
+	for b.Loop() {
+		b.StopTimer()
+		broker := &Broker{}
+		var running sync.WaitGroup
+		for range n {
+			running.Go(func() {
+				for range broker.Subscribe(context.Background(), "", "many") {
+				}
+			})
+		}
+		for broker.Stats().Subscribers < n {
+			time.Sleep(time.Millisecond)
+		}
+		b.StartTimer()
+		began, gone := time.Now(), make(chan struct{})
+		go func() {
+			broker.Disconnect("many")
+			running.Wait()
+			close(gone)
+		}()
+		for waiting := true; waiting; {
+			before := time.Now()
+			broker.Publish(Event{Data: "x"})
+			worst = max(worst, time.Since(before))
+			select {
+			case <-gone:
+				waiting = false
+			case <-time.After(100 * time.Microsecond):
+			}
+		}
+		all += time.Since(began)
+	}
+	b.ReportMetric(float64(worst.Microseconds())/1000, "worst-publish-ms")
+	b.ReportMetric(float64(all.Microseconds())/1000/float64(b.N), "until-all-gone-ms")
+}
+
+// ----- Helpers -----
+
+// Encoding and decoding.
 
 // decoded is all that a stream says.
 type decoded struct {
@@ -13772,7 +13802,7 @@ func throughHeader(t *testing.T, id string) string {
 	return LastEventID(received)
 }
 
-// Helpers: an http.Server of any protocol, and its clients, in memory and on fake time.
+// An http.Server of any protocol, and its clients, in memory and on fake time.
 
 func wireCheck(t *testing.T, err error) {
 	t.Helper()
@@ -14118,7 +14148,7 @@ func (w *wireTape) deadline(name string, at time.Time) error {
 	return nil
 }
 
-// Helpers: the Client's server.
+// The Client's server.
 
 // eachClientProtocol runs f in a bubble for each protocol that the Client can speak.
 func eachClientProtocol(t *testing.T, f func(t *testing.T, protocol string)) {
@@ -14241,7 +14271,7 @@ func (l *clientLog) WithAttrs([]slog.Attr) slog.Handler            { return l }
 func (l *clientLog) WithGroup(string) slog.Handler                 { return l }
 func (l *clientLog) Handle(_ context.Context, _ slog.Record) error { l.logged(); return nil }
 
-// Helpers: loops over Subscribe.
+// Loops over Subscribe.
 
 // A brokerLoop collects what a loop over Subscribe gets, and stops before an
 // event while it is stalled.
@@ -14382,7 +14412,7 @@ func publishIDs(t *testing.T, b *Broker, ids ...string) {
 	}
 }
 
-// Helpers: clients of Serve and Detach that can be stalled, over connections in memory.
+// Clients of Serve and Detach that can be stalled, over connections in memory.
 
 var pipeQuiet = slog.NewLogLogger(slog.DiscardHandler, 0)
 
@@ -14864,7 +14894,7 @@ func (c *pipeClient) ended() error {
 	return c.err
 }
 
-// Helpers: other things.
+// Other things.
 
 // eventually waits until something holds that other goroutines are about to see
 // to, where there is no fake time.
