@@ -205,7 +205,7 @@ func cannotFlush(w http.ResponseWriter) error {
 	return fmt.Errorf("sse: %T cannot be flushed: %w", innermost(w), http.ErrNotSupported)
 }
 
-// canFlush tells whether an http.ResponseController finds a way to flush w.
+// canFlush reports whether an http.ResponseController finds a way to flush w.
 func canFlush(w http.ResponseWriter) bool {
 	for {
 		switch t := w.(type) {
@@ -231,7 +231,7 @@ func innermost(w http.ResponseWriter) http.ResponseWriter {
 	}
 }
 
-// endsWithConnection tells whether a Broker's stream that answers r ends with its
+// endsWithConnection reports whether a Broker's stream that answers r ends with its
 // connection. Such a stream never finishes, so there is no last chunk to tell, and
 // net/http needs up to three writes to the socket for a chunk that is large. The
 // stream of a Writer or of Serve does finish: it has chunks, because without its
