@@ -5,6 +5,7 @@
 package load
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -133,20 +134,28 @@ func (f *Fleet) Connect(n int, from Place, patience time.Duration) (Report, erro
 			return f.Report(), err
 		}
 		if err := f.net.dial(d.client, d.lastID); err != nil {
-			return f.Report(), fmt.Errorf("client %d: %w", d.client, err)
+			return f.Report(), f.cause(fmt.Errorf("client %d: %w", d.client, err))
 		}
 	}
 	if err := f.net.flush(); err != nil {
-		return f.Report(), err
+		return f.Report(), f.cause(err)
 	}
 	return f.wait(patience-time.Since(start), func() bool { return f.opts.NoHead || f.report.Streaming >= f.report.Clients })
+}
+
+// cause returns what went wrong before err, if something did: an answer that closed the
+// connection on which a request then could not be sent.
+func (f *Fleet) cause(err error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return cmp.Or(f.failed, err)
 }
 
 // mayAsk waits until a client may send its request.
 func (f *Fleet) mayAsk(client int, patience time.Duration) error {
 	if len(f.room) == cap(f.room) {
 		if err := f.net.flush(); err != nil {
-			return err
+			return f.cause(err)
 		}
 	}
 	timeout := time.NewTimer(patience)
