@@ -11,6 +11,7 @@ import (
 	"math"
 	mrand "math/rand/v2"
 	"net/http"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"sort"
@@ -1130,7 +1131,9 @@ func (b *Broker) walkLocked(m *members, visit func(*subscriber) bool) {
 	n := 0
 	for i := len(*m) - 1; i >= 0; i = min(i, len(*m)) - 1 {
 		if n++; n%signalsAtOnce == 0 {
-			b.pause()
+			b.unlock()
+			runtime.Gosched() // or very many who were woken get in line for mu, before Publish
+			b.mu.Lock()
 			if i >= len(*m) {
 				continue
 			}
