@@ -67,8 +67,8 @@ func (w statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 // which the browser makes no other request.
 func wantStop(p *page, stream *answers, seen []sighting, given []answer) {
 	p.t.Helper()
-	// The second error closes it, or else is the sign that it will come back again.
-	p.waitFor(`seen.filter(s => s.Kind === "error").length >= 2`)
+	// It opens, fails, and then fails again, which closes it, or else opens again.
+	p.waitFor(`seen.filter(s => s.Kind !== "event").length >= 3`)
 	p.run(`new Promise(done => setTimeout(done, 2500))`) // longer than a browser waits that was told 50 ms
 	if got := eval[int](p, `source.readyState`); got != closed {
 		p.t.Errorf("got readyState %d, want %d", got, closed)
