@@ -32,17 +32,17 @@ const firefoxScript = `
 	if (!server) await new Promise(() => {}) // not in Firefox
 	window.pause = () => fetch(server + "/pause") // the timers of background tabs are slow
 	for (let said = "{}"; ;) {
-		let js
+		let n, js
 		try {
-			js = await report(server, said)
+			[n, js] = JSON.parse(await report(server, said))
 		} catch {
 			said = "{}" // if the answer did not arrive, the question will come again
 			continue
 		}
 		try {
-			said = js ? JSON.stringify({answered: true, value: await (0, eval)(js), uncaught: errors.splice(0)}) : "{}"
+			said = js ? JSON.stringify({answered: n, value: await (0, eval)(js), uncaught: errors.splice(0)}) : "{}"
 		} catch (err) {
-			said = JSON.stringify({answered: true, error: String(err)})
+			said = JSON.stringify({answered: n, error: String(err)})
 		}
 	}`
 
@@ -77,6 +77,7 @@ type firefoxTab struct {
 	commands chan string        // what it is to evaluate next
 	results  chan firefoxResult // what came of it
 	pending  string             // a command that was not answered yet: a reload loses it
+	number   int                // of that command; an answer may come twice
 }
 
 func newFirefoxTab() *firefoxTab {
@@ -88,7 +89,7 @@ func newFirefoxTab() *firefoxTab {
 func (tab *firefoxTab) stop() { tab.server.Config.Close() } // does not wait, as tab.server.Close would
 
 type firefoxResult struct {
-	Answered bool
+	Answered int // the number of the command; 0: none
 	Value    json.RawMessage
 	Error    string
 	Uncaught []string
@@ -151,7 +152,8 @@ func (tab *firefoxTab) handler() http.Handler {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		io.WriteString(w, tab.exchange(r.Context(), result))
+		js := tab.exchange(r.Context(), result)
+		json.NewEncoder(w).Encode([]any{tab.number, js})
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Access-Control-Allow-Origin", "*") // pages of all origins ask
@@ -164,7 +166,7 @@ func (tab *firefoxTab) handler() http.Handler {
 // in one request of the tab after another.
 func (tab *firefoxTab) exchange(ctx context.Context, result firefoxResult) (js string) {
 	switch {
-	case result.Answered:
+	case tab.pending != "" && result.Answered == tab.number:
 		tab.pending = ""
 		select {
 		case tab.results <- result:
@@ -175,6 +177,7 @@ func (tab *firefoxTab) exchange(ctx context.Context, result firefoxResult) (js s
 	}
 	select {
 	case tab.pending = <-tab.commands:
+		tab.number++
 	case <-ctx.Done():
 	}
 	return tab.pending

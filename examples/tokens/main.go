@@ -146,7 +146,7 @@ type library struct {
 	broker sse.Broker
 
 	writing sync.WaitGroup
-	mu      sync.Mutex                    // guards the field below
+	mu      sync.Mutex                    // guards the field below, and that writing begins before ctx has ended
 	answers map[string]context.CancelFunc // stops an answer
 }
 
@@ -180,7 +180,11 @@ func (l *library) ask(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
 	}
-	l.writing.Go(func() { l.write(ctx, id, prompt) })
+	l.mu.Lock()
+	if l.ctx.Err() == nil { // else main waits for writing already
+		l.writing.Go(func() { l.write(ctx, id, prompt) })
+	}
+	l.mu.Unlock()
 	w.Header().Set("Location", "/answers/"+id)
 	w.WriteHeader(http.StatusCreated)
 }
@@ -246,6 +250,8 @@ func main() {
 	go http.Serve(listener, l.handler())
 
 	<-interrupted.Done()
+	l.mu.Lock() // whoever asked before has begun
+	l.mu.Unlock()
 	l.writing.Wait()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second/2)
 	defer cancel()
