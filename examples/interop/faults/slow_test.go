@@ -309,13 +309,17 @@ func slowOnes(t *testing.T, b *sse.Broker, addr string, n int) (leave func()) {
 	if _, err := b.Publish(big); err != nil {
 		t.Fatal(err)
 	}
-	good := int64(before.Clients)
-	eventually(t, "the good ones have the large event", func() bool {
-		return b.Stats().Delivered-before.Delivered >= good
-	})
+	// It is handed out to all, and the next only to those who took it.
+	all, good := int64(before.Clients+n), int64(before.Clients)
+	delivered := func() int64 { return b.Stats().Delivered - before.Delivered }
+	eventually(t, "all are sent the large event", func() bool { return delivered() >= all })
+	if _, err := b.Publish(sse.Event{Data: "0 x"}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the good ones have the next event", func() bool { return delivered() >= all+good })
 	time.Sleep(200 * time.Millisecond)
-	if now := b.Stats(); now.Delivered-before.Delivered != good {
-		t.Fatalf("%d clients took the large event, want %d", now.Delivered-before.Delivered, good)
+	if got := delivered(); got != all+good {
+		t.Fatalf("%d clients took the large event, want %d", got-all, good)
 	}
 	quit := make(chan struct{})
 	go func() {
