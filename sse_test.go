@@ -11799,7 +11799,7 @@ func (m *model) restart(n int) {
 	m.stop(patience)
 	before, reset := m.log[m.base:], m.resetAt-m.base
 	for i := len(before) - 1; i >= 0; i-- { // or some of what makes up the state would be left out
-		if e := before[i]; e.key != "" && (i < reset || len(e.forgotten) > 0 || !strings.HasPrefix(e.ID, "own")) {
+		if e := before[i]; e.key != "" && (i < reset || len(e.forgotten) > 0 || !strings.HasPrefix(e.ID, "own ")) {
 			before = before[i+1:]
 			break
 		}
@@ -11809,7 +11809,7 @@ func (m *model) restart(n int) {
 		return
 	}
 	for _, e := range slices.Clone(before[max(0, len(before)-n):]) {
-		if !strings.HasPrefix(e.ID, "own") || e.topics == 0 {
+		if !strings.HasPrefix(e.ID, "own ") || e.topics == 0 {
 			continue
 		}
 		m.publishEvent(e.Event, e.topics, e.key, e.removes)
@@ -12061,7 +12061,7 @@ func (m *model) reset(kind int) {
 	case kind>>2&1 == 0:
 		delete(m.places, missed.ID)
 		missed.ID = ""
-	case kind%3 == 0 && strings.HasPrefix(lastID, "own"): // it has missed nothing after all
+	case kind%3 == 0 && strings.HasPrefix(lastID, "own "): // it has missed nothing after all
 		delete(m.places, missed.ID)
 		missed.ID, missed.topics = lastID, 0
 		if _, ok := m.moved[lastID]; !ok {
