@@ -11243,7 +11243,7 @@ func TestServeNeedsNoGoroutineOfItsOwn(t *testing.T) {
 // The model of promise 1: random schedules, and what each client may see of them.
 
 var (
-	modelSeeds = flag.Int("model.seeds", 0, "schedules for TestModel to try over each transport; 0: 1,000, or 60 with the race detector")
+	modelSeeds = flag.Int("model.seeds", 0, "schedules for TestModel to try over each transport; 0: 300, or 60 with the race detector")
 	modelFirst = flag.Int64("model.seed", 1, "the first of them")
 	figures    = flag.Bool("figures", false, "print the figures of TestFigures")
 )
@@ -11254,7 +11254,7 @@ var (
 func TestModel(t *testing.T) {
 	seeds := *modelSeeds
 	if seeds == 0 {
-		seeds = 1000
+		seeds = 300
 		if raceEnabled() || testing.Short() {
 			seeds = 60
 		}
