@@ -39,10 +39,12 @@ func TestPagesAfterBadGateway(t *testing.T) {
 			{name: "chat", begin: `document.querySelector("#name").value = "Ann",
 					document.querySelector("#name").dispatchEvent(new Event("change")), 0`,
 				shown: `[...document.querySelectorAll("#messages li")].map(li => Number(li.lastChild.data))`, step: 1, want: 50},
-			{name: "progress", args: []string{"-step=20ms"}, begin: `document.querySelector("[data-start='2']").click(), window.seen = [],
-					new MutationObserver(() => seen.push(document.querySelector("#job-2 progress").value))
-						.observe(document.querySelector("#job-2 .steps"), {childList: true}), 0`,
-				shown: `seen.at(-1) === 800 ? seen.filter(n => n > 0) : []`, step: 1, want: 1},
+			{name: "progress", args: []string{"-step=20ms"}, begin: `window.seen = [], window.parse = JSON.parse, JSON.parse = text => {
+					const v = parse(text)
+					if (v?.id === 2 && v.done > 0) seen.push(v.done) // and not what is drawn, which may leave out a step
+					return v
+				}, document.querySelector("[data-start='2']").click(), 0`,
+				shown: `seen.at(-1) === 800 ? seen.filter((n, i) => n < 800 || i === seen.indexOf(800)) : []`, step: 1, want: 1},
 			{name: "dashboard", args: []string{"-every=100ms"}, begin: `window.times = [], window.parse = JSON.parse, JSON.parse = text => {
 					const v = parse(text)
 					if (v?.time) times.push(v.time)
