@@ -2492,9 +2492,9 @@ func TestWriterKeepsHeaders(t *testing.T) {
 
 // Over HTTP/2 the Date is the Writer's own, and the same as net/http's.
 func TestWriterSendsTheDate(t *testing.T) {
-	eachWireProtocol(t, func(t *testing.T, protocol string) {
-		const mine = "Mon, 02 Jan 2006 15:04:05 GMT"
-		for _, set := range [][]string{nil, {mine}} {
+	const mine = "Mon, 02 Jan 2006 15:04:05 GMT"
+	for _, set := range [][]string{nil, {mine}} {
+		eachWireProtocol(t, func(t *testing.T, protocol string) {
 			srv := newWireServer(t, protocol, func(w http.ResponseWriter, r *http.Request) {
 				if set != nil {
 					w.Header()["Date"] = set
@@ -2506,8 +2506,8 @@ func TestWriterSendsTheDate(t *testing.T) {
 			if got := client.response.Header["Date"]; !slices.Equal(got, []string{want}) {
 				t.Errorf("Date set to %q: got %q, want %q", set, got, want)
 			}
-		}
-	})
+		})
+	}
 }
 
 func TestWriterIntoRecorder(t *testing.T) {
