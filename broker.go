@@ -1246,10 +1246,10 @@ func (s *subscriber) next(batch []*frame) ([]*frame, step) {
 		return b.sayGoodbyeLocked(s, ErrEnded, batch), last
 	case b.closed:
 		return b.sayGoodbyeLocked(s, ErrClosed, batch), last
-	case len(batch) > 0:
-		return batch, again
-	case s.idle:
+	case len(batch) == 0 && s.idle:
 		batch = b.keepAliveLocked(s)
+	}
+	if len(batch) > 0 && (s.signal == nil || s.held != nil) {
 		return batch, again
 	}
 	b.waitLocked(s)
@@ -1459,6 +1459,7 @@ func (s *subscriber) deliver(ctx context.Context, batch []*frame, then step, sen
 			}
 		case wait:
 			if buf != nil {
+				clear(batch)
 				*buf = batch[:0]
 				batches.Put(buf)
 			}
@@ -2018,11 +2019,11 @@ func (b *Broker) sweep() {
 		switch {
 		case s.end == nil && s.expires > 0 && b.round.Load() >= s.expires && s.cancel == nil:
 			b.endLocked(s, errTooOld)
-		case s.waiting:
-			b.lookAtIdleLocked(s)
 		case b.isLate(s):
 			b.endLocked(s, errWriteTimeout)
 			late = append(late, s)
+		case s.waiting:
+			b.lookAtIdleLocked(s)
 		}
 		return true
 	})
