@@ -140,7 +140,8 @@ type Broker struct {
 	subs       members           // all subscribers
 	clients    int               // the subscribers that count against MaxClients
 	announced  uint64            // the first frame that waiting subscribers were not woken for
-	announcing bool              // whether a goroutine runs announce
+	announcing bool              // whether a goroutine runs announceLocked
+	walked     uint              // subscribers that walkLocked has met
 	woken      []chan struct{}   // signals for unlock to give
 	pinned     int               // size of the large frames that left the log while clients are sent them
 	pinnedN    int               // number of these frames
@@ -310,8 +311,7 @@ func (b *Broker) End(topics ...string) error {
 	if len(open) == 0 {
 		return nil
 	}
-	f := &frame{mark: true}
-	b.log.number(f)
+	f := b.log.newEnd()
 	b.appendLocked(f, open, nil)
 	for _, t := range f.topics {
 		t.ended, t.owed = f.seq, len(t.members)
@@ -365,7 +365,7 @@ func (b *Broker) Reset(lastEventID string) error {
 	}
 	b.log.reset(strings.Clone(lastEventID))
 	b.announced = b.log.tail
-	b.walkLocked(&b.subs, func(s *subscriber) bool {
+	b.walkLocked(&b.subs, true, func(s *subscriber) bool {
 		if s.waiting {
 			b.wakeLocked(s)
 		}
@@ -463,9 +463,9 @@ func (l *eventLog) identify(f *frame) error {
 	return nil
 }
 
-// number is identify for an end.
-func (l *eventLog) number(f *frame) {
-	f.seq, f.id, f.isEnd = l.head+1, l.idAfter(l.head), true
+// newEnd returns a frame for an end, which append may take next.
+func (l *eventLog) newEnd() *frame {
+	return &frame{mark: true, isEnd: true, id: l.idAfter(l.head), place: place{seq: l.head + 1}}
 }
 
 // append adds f, which identify has numbered.
@@ -614,8 +614,15 @@ func (b *Broker) appendLocked(f *frame, names []string, change func(*frame)) {
 	case audience <= fewMembers:
 		b.announceLocked(false)
 	default:
+		// It returns at once: a burst is in the log as a whole before most of those
+		// who wait are woken for it.
 		b.announcing = true
-		go b.announce()
+		go func() {
+			b.mu.Lock()
+			defer b.unlock()
+			b.announceLocked(true)
+			b.announcing = false
+		}()
 	}
 }
 
@@ -1125,12 +1132,11 @@ func (b *Broker) wakeLocked(s *subscriber) {
 }
 
 // walkLocked calls visit for the members, from the last to the first, until it
-// returns false. It gives mu up now and then, so nobody waits long for it. Those who
-// join meanwhile may be visited or not.
-func (b *Broker) walkLocked(m *members, visit func(*subscriber) bool) {
-	n := 0
+// returns false. If it may pause, it gives mu up now and then, so that nobody waits
+// long for it; those who join meanwhile may be visited or not.
+func (b *Broker) walkLocked(m *members, mayPause bool, visit func(*subscriber) bool) {
 	for i := len(*m) - 1; i >= 0; i = min(i, len(*m)) - 1 {
-		if n++; n%signalsAtOnce == 0 {
+		if b.walked++; mayPause && b.walked%signalsAtOnce == 0 {
 			b.unlock()
 			runtime.Gosched() // or very many who were woken get in line for mu, before Publish
 			b.mu.Lock()
@@ -1144,30 +1150,26 @@ func (b *Broker) walkLocked(m *members, visit func(*subscriber) bool) {
 	}
 }
 
-// pause lets others have mu for a moment, and gives signals.
-func (b *Broker) pause() {
-	b.unlock()
-	b.mu.Lock()
-}
-
-// announce wakes those who wait for what was published. Publish starts it where
-// they may be many, and returns at once: a burst is in the log as a whole before
-// most of them are woken for it.
-func (b *Broker) announce() {
-	b.mu.Lock()
-	defer b.unlock()
-	b.announceLocked(true)
-	b.announcing = false
-}
-
 // announceLocked wakes those who wait for a frame from announced on. If it may
 // pause, others may announce as well and come further.
+//
+// A walk ends with the last member that was to be woken as it began, since those
+// who wait may be few among many that do not.
 func (b *Broker) announceLocked(mayPause bool) {
-	looked := 0
 	for b.announced <= b.log.head {
 		f := b.log.at(b.announced)
 		for _, t := range f.topics {
-			looked = b.wakeUnawareLocked(t, f.seq, looked, mayPause)
+			newest, left := t.newest, t.unaware
+			if left == 0 {
+				continue
+			}
+			b.walkLocked(&t.members, mayPause, func(s *subscriber) bool {
+				if s.waiting && s.cursor <= newest {
+					b.wakeLocked(s)
+					left--
+				}
+				return left > 0 && b.announced == f.seq
+			})
 			if b.announced != f.seq {
 				break
 			}
@@ -1176,27 +1178,6 @@ func (b *Broker) announceLocked(mayPause bool) {
 			b.announced++
 		}
 	}
-}
-
-// wakeUnawareLocked wakes the members of t that wait and are unaware of its newest
-// frame. If it may pause it does so after some members, counted in looked, and
-// returns early if the frame numbered seq was announced meanwhile. It ends with
-// the last that was unaware as it began, since those who wait may be few among
-// many that do not.
-func (b *Broker) wakeUnawareLocked(t *topic, seq uint64, looked int, mayPause bool) int {
-	newest, left := t.newest, t.unaware
-	for i := len(t.members) - 1; i >= 0 && left > 0; i = min(i, len(t.members)) - 1 {
-		if s := t.members[i].sub; s.waiting && s.cursor <= newest {
-			b.wakeLocked(s)
-			left--
-		}
-		if looked++; mayPause && looked%signalsAtOnce == 0 {
-			if b.pause(); b.announced != seq {
-				break
-			}
-		}
-	}
-	return looked
 }
 
 // ----- Delivery -----
@@ -1234,7 +1215,7 @@ func (s *subscriber) next(batch []*frame) ([]*frame, step) {
 	if s.untold && s.cursor > s.state {
 		if s.untold = false; s.lastSeq < s.state {
 			s.lastSeq = s.cursor - 1
-			mark := b.placeMark(b.log.idAfter(s.lastSeq))
+			mark := b.mark(b.log.idAfter(s.lastSeq), "")
 			b.receivedLocked(s, mark)
 			batch = append(batch, mark...)
 		}
@@ -1351,30 +1332,26 @@ func (b *Broker) isPinnable(f *frame) bool {
 // if such frames have left the log, are kept for slow clients alone, and take up more
 // than HistoryBytes. A single frame is left to them, whatever its size.
 func (b *Broker) limitPinnedLocked() {
-	if b.log.bytes < 0 || b.pinned <= b.log.bytes || b.pinnedN < 2 {
-		return
-	}
-	type holder struct {
-		sub *subscriber
-		seq uint64
-	}
-	var slow []holder
-	for _, m := range b.subs {
-		if f := m.sub.held; f != nil && b.isPinnable(f) {
-			slow = append(slow, holder{m.sub, f.seq})
-		}
-	}
-	slices.SortFunc(slow, func(a, b holder) int { return cmp.Compare(a.seq, b.seq) })
 	var late []*subscriber
-	for _, h := range slow {
-		if b.pinned <= b.log.bytes || b.pinnedN < 2 {
-			break
+	for b.log.bytes >= 0 && b.pinned > b.log.bytes && b.pinnedN > 1 {
+		var oldest *frame
+		for _, m := range b.subs {
+			f := m.sub.held
+			if f != nil && b.isPinnable(f) && (oldest == nil || f.seq < oldest.seq) {
+				oldest = f
+			}
 		}
-		b.endLocked(h.sub, errHoldsTooMuch)
-		b.releaseHeldLocked(h.sub)
-		late = append(late, h.sub)
+		for _, m := range b.subs {
+			if m.sub.held == oldest {
+				b.endLocked(m.sub, errHoldsTooMuch)
+				b.releaseHeldLocked(m.sub)
+				late = append(late, m.sub)
+			}
+		}
 	}
-	go cutAll(late)
+	if len(late) > 0 {
+		go cutAll(late)
+	}
 }
 
 var errHoldsTooMuch = fmt.Errorf("%w: keeps more than HistoryBytes from being freed", ErrTooSlow)
@@ -1578,11 +1555,11 @@ func (s *subscriber) goOn(since uint64, upTo, lastID string, yielded bool) []*fr
 	case !s.lost:
 		s.cursor = max(s.cursor, b.log.tail) // nor is anything for it before the log
 		s.lastSeq = s.cursor - 1
-		return b.placeMark(b.log.idAfter(s.lastSeq))
+		return b.mark(b.log.idAfter(s.lastSeq), "")
 	case yielded || wasReset:
 		return nil // CatchUp is called again, for what comes after the last event
 	}
-	return b.placeMark(upTo)
+	return b.mark(upTo, "")
 }
 
 // ----- Clients -----
@@ -1718,7 +1695,7 @@ func (b *Broker) Disconnect(topics ...string) int {
 		if t == nil {
 			continue
 		}
-		b.walkLocked(&t.members, func(s *subscriber) bool {
+		b.walkLocked(&t.members, true, func(s *subscriber) bool {
 			if s.end == nil {
 				b.endLocked(s, ErrDisconnected)
 				n++
@@ -1765,7 +1742,9 @@ func (b *Broker) admit(w http.ResponseWriter, r *http.Request, topics []string) 
 // left takes note that the stream of s has ended for this reason.
 func (s *subscriber) left(r *http.Request, reason error) {
 	s.b.leave(s, reason)
-	s.b.warnNoStream(reason)
+	if errors.Is(reason, http.ErrNotSupported) {
+		s.b.warn("sse: no stream is possible", "error", reason)
+	}
 	if r != nil {
 		s.b.debug(r, "sse: client gone", "reason", reason)
 	}
@@ -1881,8 +1860,8 @@ func cutAll(clients []*subscriber) {
 // event for that, but sends the ID if it is cut off before its first event. A block
 // without an ID would make a client forget its own, by the standard.
 func (b *Broker) openingLocked(s *subscriber) []*frame {
-	if f := b.mark(s.repeatable(s.lastID), b.retryLine(b.retry())); f.body != "" {
-		return []*frame{f}
+	if m := b.mark(s.repeatable(s.lastID), b.retryLine(b.retry())); m != nil {
+		return m
 	}
 	return []*frame{{mark: true, body: keepAliveFrame}}
 }
@@ -1904,17 +1883,14 @@ func (b *Broker) sayGoodbyeLocked(s *subscriber, reason error, batch []*frame) [
 // since many others will. A client that was told nothing else yet is told its own
 // ID again, as in openingLocked.
 func (b *Broker) goodbye(reason error, lastID string) []*frame {
-	var frames []*frame
+	var why []*frame
 	switch {
 	case errors.Is(reason, ErrFull):
-		frames = append(frames, &frame{mark: true, body: ": too many clients\n"})
+		why = b.mark("", ": too many clients\n")
 	case errors.Is(reason, ErrClosed):
-		frames = append(frames, &frame{mark: true, body: ": shutting down\n"})
+		why = b.mark("", ": shutting down\n")
 	}
-	if f := b.mark(lastID, b.retryLine(b.retry()+mrand.N(b.retry()))); f.body != "" {
-		frames = append(frames, f)
-	}
-	return frames
+	return append(why, b.mark(lastID, b.retryLine(b.retry()+mrand.N(b.retry())))...)
 }
 
 // keepAliveLocked returns what is sent to s, which has all that is for it, when it
@@ -1927,30 +1903,23 @@ func (b *Broker) keepAliveLocked(s *subscriber) []*frame {
 	batch := []*frame{comment}
 	if head-s.lastSeq > (head+1-b.log.replayFrom(time.Now()))/2 {
 		s.lastSeq = head
-		batch = append(b.placeMark(b.log.idAfter(head)), comment)
+		batch = append(b.mark(b.log.idAfter(head), ""), comment)
 	}
 	b.receivedLocked(s, batch)
 	return batch
 }
 
-// placeMark returns what sets the client's last event ID, if that means anything.
-func (b *Broker) placeMark(id string) []*frame {
-	if f := b.mark(id, ""); f.id != "" {
-		return []*frame{f}
+// mark returns a block that is no event: an ID, unless it cannot be sent or nothing
+// ever comes after it, and lines. A client remembers an ID only at a blank line. If
+// neither is left, there is no block.
+func (b *Broker) mark(id, lines string) []*frame {
+	if id != "" && (b.History >= 0 || b.CatchUp != nil) && (Event{ID: id}).check() == nil {
+		return []*frame{{mark: true, id: id, body: lines + "\n"}}
 	}
-	return nil
-}
-
-// mark returns a block that is no event: lines, and the ID unless it cannot be sent
-// or nothing ever comes after it. A client remembers an ID only at a blank line.
-func (b *Broker) mark(id, lines string) *frame {
-	if (Event{ID: id}).check() != nil || b.History < 0 && b.CatchUp == nil {
-		id = ""
+	if lines == "" {
+		return nil
 	}
-	if id != "" {
-		lines += "\n"
-	}
-	return &frame{mark: true, id: id, body: lines}
+	return []*frame{{mark: true, body: lines}}
 }
 
 // retryLine returns the field that tells a reconnection time, if any is told.
@@ -2015,7 +1984,7 @@ func (b *Broker) sweep() {
 	var late []*subscriber
 	b.mu.Lock()
 	b.round.Add(1)
-	b.walkLocked(&b.subs, func(s *subscriber) bool {
+	b.walkLocked(&b.subs, true, func(s *subscriber) bool {
 		switch {
 		case s.end == nil && s.expires > 0 && b.round.Load() >= s.expires && s.cancel == nil:
 			b.endLocked(s, errTooOld)
@@ -2150,7 +2119,7 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 		if len(b.subs) == 0 {
 			close(b.gone)
 		}
-		b.walkLocked(&b.subs, func(s *subscriber) bool {
+		b.walkLocked(&b.subs, true, func(s *subscriber) bool {
 			if s.waiting {
 				b.wakeLocked(s)
 			}
@@ -2242,13 +2211,6 @@ func (b *Broker) warn(msg string, args ...any) {
 	b.unlock()
 	if due {
 		b.logger().Warn(msg, args...)
-	}
-}
-
-// warnNoStream logs why no stream is possible, if that is what err says.
-func (b *Broker) warnNoStream(err error) {
-	if errors.Is(err, http.ErrNotSupported) {
-		b.warn("sse: no stream is possible", "error", err)
 	}
 }
 

@@ -7618,7 +7618,7 @@ func TestKeepAliveDoesNotOvertakeAnEvent(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second) // for its keep-alive
 		c.want("1")
-		go b.announce()
+		go announce(b)
 		b.Publish(Event{Data: "2"})
 		c.want("2")
 	})
@@ -8854,6 +8854,14 @@ func TestSlowLoopsMayHoldLargeEvents(t *testing.T) {
 	})
 }
 
+// announce does what the goroutine does that appendLocked starts.
+func announce(b *Broker) {
+	b.mu.Lock()
+	defer b.unlock()
+	b.announceLocked(true)
+	b.announcing = false
+}
+
 // Members may leave, and others announce, wherever a walk gives mu up. A mutex that was
 // waited for longer than a millisecond is handed from one to the next in their order,
 // so that here they do so at the first pause.
@@ -8863,7 +8871,7 @@ func TestMembersLeaveWhileTheyAreWoken(t *testing.T) {
 		name string
 		walk func(b *Broker)
 	}{
-		{"announce", (*Broker).announce},
+		{"announce", announce},
 		{"Disconnect", func(b *Broker) { b.Disconnect() }},
 		{"Shutdown", func(b *Broker) {
 			ctx, cancel := context.WithCancel(context.Background())
@@ -8914,7 +8922,7 @@ func TestMembersLeaveWhileTheyAreWoken(t *testing.T) {
 				b.unlock()
 				all.Wait()
 				if test.name != "announce" {
-					b.announce()
+					announce(b)
 				}
 				for i, s := range subs {
 					if !left[s] && len(s.signal) == 0 {
