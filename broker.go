@@ -600,8 +600,8 @@ func (b *Broker) appendLocked(f *frame, names []string, change func(*frame)) {
 	audience := 0
 	for _, t := range f.topics {
 		t.newest = f.seq
-		t.unaware, t.aware = t.unaware+t.aware, 0
-		if t.unaware > 0 {
+		t.toWake, t.caughtUp = t.toWake+t.caughtUp, 0
+		if t.toWake > 0 {
 			audience += len(t.members)
 		}
 	}
@@ -665,20 +665,20 @@ const (
 //
 // Whenever mu is free:
 //
-//  1. unaware is the number of members that wait and whose cursor is not past
-//     newest; aware is that of the other members that wait.
-//  2. Once newest is before Broker.announced, unaware is 0.
+//  1. toWake is the number of members that wait and whose cursor is not past
+//     newest; caughtUp is that of the other members that wait.
+//  2. Once newest is before Broker.announced, toWake is 0.
 type topic struct {
-	name           string
-	self           []*topic // the topic alone, for frames that have no other
-	refs           int      // subscribers, frames in the log, and keys
-	members        members
-	newest         uint64 // number of the newest frame
-	evicted        uint64 // number of the newest frame that has left the log and is not kept
-	unaware, aware int
-	clients        int    // members that are clients
-	ended          uint64 // number of the frame that says so; 0: it has not ended
-	owed           int    // ended: members that are to be told: those who came before, or to topics that had all ended
+	name             string
+	self             []*topic // the topic alone, for frames that have no other
+	refs             int      // subscribers, frames in the log, and keys
+	members          members
+	newest           uint64 // number of the newest frame
+	evicted          uint64 // number of the newest frame that has left the log and is not kept
+	toWake, caughtUp int
+	clients          int    // members that are clients
+	ended            uint64 // number of the frame that says so; 0: it has not ended
+	owed             int    // ended: members that are to be told: those who came before, or to topics that had all ended
 
 	// The newest value of each key, in the log or not, and the same in order with
 	// some that were replaced since and have lost this topic.
@@ -823,14 +823,14 @@ type member struct {
 }
 
 func (m *members) add(s *subscriber, nth int) {
-	s.places[nth] = len(*m)
+	s.indexes[nth] = len(*m)
 	*m = append(*m, member{s, nth})
 }
 
 func (m *members) remove(s *subscriber, nth int) {
-	i, last := s.places[nth], len(*m)-1
+	i, last := s.indexes[nth], len(*m)-1
 	moved := (*m)[last]
-	moved.sub.places[moved.nth] = i
+	moved.sub.indexes[moved.nth] = i
 	(*m)[i], (*m)[last] = moved, member{}
 	*m = (*m)[:last]
 }
@@ -882,7 +882,7 @@ type subscriber struct {
 	// Guarded by mu.
 	joined  uint64   // the newest frame when it came
 	expires uint64   // the round in which it is too old; 0: never
-	places  []int    // index in members of each topic, and in Broker.subs
+	indexes []int    // index in members of each topic, and in Broker.subs
 	cursor  uint64   // the first frame it has not considered
 	state   uint64   // up to this frame, only values of keys are for it
 	owedEnd bool     // all topics had ended when it came
@@ -894,7 +894,7 @@ type subscriber struct {
 	opening []*frame // opens the stream, before anything else
 	held    *frame   // the large frame that it is being sent, if any
 	end     error    // why the stream is over
-	goodbye error    // why it is once the last batch was sent; for whoever sends it
+	ending  error    // why it is once the last batch was sent; for whoever sends it
 	got     uint64   // the round in which it received something last
 	cancel  context.CancelFunc
 
@@ -944,7 +944,7 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) error {
 	}
 	s.b, s.got = b, b.round.Load()
 	s.topics = b.holdTopicsLocked(names)
-	s.places = make([]int, len(s.topics)+1)
+	s.indexes = make([]int, len(s.topics)+1)
 	for nth, t := range s.topics {
 		t.members.add(s, nth)
 	}
@@ -961,7 +961,7 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) error {
 			t.owed++
 		}
 	}
-	b.startLocked(s, lastID)
+	b.setCursorLocked(s, lastID)
 	b.startSweepLocked()
 	return nil
 }
@@ -978,8 +978,8 @@ func (b *Broker) replayLocked(s *subscriber, first uint64) (id string) {
 	return b.log.idAfter(first - 1)
 }
 
-// startLocked sets where s begins.
-func (b *Broker) startLocked(s *subscriber, lastID string) {
+// setCursorLocked sets where s begins.
+func (b *Broker) setCursorLocked(s *subscriber, lastID string) {
 	head := b.log.head
 	s.lastID, s.lastSeq, s.joined, s.cursor = lastID, head, head, head+1
 	s.resets = b.log.resets
@@ -1100,7 +1100,7 @@ func topicNames(topics []*topic) []string {
 func (b *Broker) waitLocked(s *subscriber) {
 	s.waiting = true
 	for _, t := range s.topics {
-		t.aware++
+		t.caughtUp++
 	}
 }
 
@@ -1112,9 +1112,9 @@ func (b *Broker) stopWaitingLocked(s *subscriber) {
 	}
 	for _, t := range s.topics {
 		if s.cursor <= t.newest {
-			t.unaware--
+			t.toWake--
 		} else {
-			t.aware--
+			t.caughtUp--
 		}
 	}
 	s.waiting = false
@@ -1159,7 +1159,7 @@ func (b *Broker) announceLocked(mayPause bool) {
 	for b.announced <= b.log.head {
 		f := b.log.at(b.announced)
 		for _, t := range f.topics {
-			newest, left := t.newest, t.unaware
+			newest, left := t.newest, t.toWake
 			if left == 0 {
 				continue
 			}
@@ -1429,7 +1429,7 @@ func (s *subscriber) deliver(ctx context.Context, batch []*frame, then step, sen
 		}
 		switch then {
 		case last:
-			return s.endFor(s.goodbye)
+			return s.endFor(s.ending)
 		case askCatchUp:
 			if err := s.catchUp(ctx, send); err != nil {
 				s.endFor(err)
@@ -1733,7 +1733,7 @@ func (b *Broker) admit(w http.ResponseWriter, r *http.Request, topics []string) 
 	out := newWriter(w, r, b.WriteTimeout)
 	out.endless = true
 	defer out.finish()
-	if out.start(r) == nil {
+	if out.writeHeaders(r) == nil {
 		out.write(appendFrames(nil, b.goodbye(err, s.repeatable(lastID))))
 	}
 	return nil, err
@@ -1758,34 +1758,29 @@ func (s *subscriber) left(r *http.Request, reason error) {
 func (s *subscriber) stream(w http.ResponseWriter, r *http.Request) error {
 	out := s.newWriter(w, r)
 	defer out.finish()
-	if err := s.start(out, r); err != nil {
+	if err := s.beginStream(out, r); err != nil {
 		return s.endFor(err)
 	}
-	return s.deliver(r.Context(), nil, again, func(batch []*frame) error {
-		defer s.writing(false)
-		return out.sendFrames(batch, s)
-	})
+	return s.deliver(r.Context(), nil, again, out.sendFrames)
 }
 
 // newWriter returns what s is written to by, and lets cutAll end its writes.
 func (s *subscriber) newWriter(w http.ResponseWriter, r *http.Request) *Writer {
 	out := newWriter(w, r, s.b.WriteTimeout)
-	out.endless, out.swept = true, true
+	out.endless, out.source = true, s
 	s.signal = make(chan struct{}, 1)
 	s.setCut(out.cut)
 	return out
 }
 
-// start writes the headers.
-func (s *subscriber) start(out *Writer, r *http.Request) error {
+// beginStream writes the headers.
+func (s *subscriber) beginStream(out *Writer, r *http.Request) error {
 	s.writing(true)
-	if err := out.start(r); err != nil {
-		return err
-	}
-	if out.noDeadline && s.b.writeTimeout() > 0 {
+	err := out.writeHeaders(r)
+	if err == nil && out.noDeadline && s.b.writeTimeout() > 0 {
 		s.b.warn("sse: WriteTimeout has no effect, no deadline can be set", "behind", fmt.Sprintf("%T", innermost(out.w)))
 	}
-	return nil
+	return err
 }
 
 // writing notes that a write to the client begins, or that there is none under way.
@@ -1810,7 +1805,7 @@ func (s *subscriber) detach(ctx context.Context, c *conn, head string, done func
 // finished is called once the connection of s, which was detached, is closed.
 func (s *subscriber) finished(err error) {
 	// Not in the caller's goroutine, which may have other connections to serve.
-	go s.done(s.endFor(cmp.Or(err, s.goodbye)))
+	go s.done(s.endFor(cmp.Or(err, s.ending)))
 }
 
 // guard calls f, in which CatchUp may run.
@@ -1868,7 +1863,7 @@ func (b *Broker) openingLocked(s *subscriber) []*frame {
 
 // sayGoodbyeLocked appends to batch what s is told as its stream ends.
 func (b *Broker) sayGoodbyeLocked(s *subscriber, reason error, batch []*frame) []*frame {
-	s.goodbye = reason
+	s.ending = reason
 	if s.client && errors.Is(reason, ErrEnded) {
 		return append(batch, endFrame)
 	}

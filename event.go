@@ -218,8 +218,8 @@ type frameReader struct {
 	skip   int
 }
 
-// next copies the next piece to buf. It returns none when all was taken.
-func (r *frameReader) next(buf []byte) []byte {
+// piece copies the next piece to buf. It returns none when all was taken.
+func (r *frameReader) piece(buf []byte) []byte {
 	p, skip := buf[:0], r.skip
 	for _, f := range r.frames {
 		if skip == 0 && len(p)+f.encodedLen() <= pieceBytes {
@@ -247,7 +247,7 @@ func appendUpTo(p []byte, s string, skip int) ([]byte, int) {
 	return append(p, s[skip:min(len(s), skip+pieceBytes-len(p))]...), 0
 }
 
-// take notes that n bytes of what next returned were written.
+// take notes that n bytes of what piece returned were written.
 func (r *frameReader) take(n int) {
 	r.skip += n
 	taken := 0

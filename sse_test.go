@@ -8068,7 +8068,7 @@ func TestFramesAreReadInPieces(t *testing.T) {
 		for _, most := range []int{1000, pieceBytes} { // that are written at once
 			var got []byte
 			r := frameReader{frames: frames, skip: skip}
-			for p := r.next(nil); len(p) > 0; p = r.next(p) {
+			for p := r.piece(nil); len(p) > 0; p = r.piece(p) {
 				if left := len(all) - skip - len(got); len(p) != min(left, pieceBytes) {
 					t.Fatalf("without the first %d bytes: got a piece of %d, want one of %d", skip, len(p), min(left, pieceBytes))
 				}
@@ -8579,7 +8579,7 @@ func TestLastBatchThatDoesNotFitIsToldOnce(t *testing.T) {
 		return errors.Is(err, ErrClosed)
 	})
 	q.mu.Lock()
-	q.startLocked()
+	q.startWorkerLocked()
 	q.mu.Unlock()
 	eventually(t, "the client is being written to", isStuckInAWrite)
 	got, err := io.ReadAll(c)
@@ -9115,14 +9115,14 @@ func TestEachWriteToASocketIsTimed(t *testing.T) {
 	wireCheck(t, err)
 	large := &frame{mark: true, body: strings.Repeat("x", 16<<20)}
 	r := frameReader{frames: []*frame{large}}
-	if err := newAttempt().send(c, &r, false); err != errWouldWait {
+	if err := newAttempt().writeFrom(c, &r, false); err != errWouldWait {
 		t.Fatalf("more than fits: got %v, want %v", err, errWouldWait)
 	}
 	if got := timed.began.Load(); got != 0 {
 		t.Errorf("writes that may wait: got %d, want none", got)
 	}
 	sent := make(chan error)
-	go func() { sent <- c.send(r.frames, r.skip) }()
+	go func() { sent <- c.sendFrames(r.frames, r.skip) }()
 	eventually(t, "it waits for room", isStuckInAWrite)
 	if got := timed.began.Load(); got != 1 {
 		t.Errorf("writes that began, without room: got %d, want 1", got)
@@ -9261,7 +9261,7 @@ func detachTCP(t *testing.T, b *Broker) *detachedTCP {
 // isStuckInAWrite reports whether a client's goroutine waits for room in its socket.
 func isStuckInAWrite() bool {
 	stacks := allStacks()
-	return strings.Contains(stacks, "(*attempt).send") && strings.Contains(stacks, "waitWrite")
+	return strings.Contains(stacks, "(*attempt).writeFrom") && strings.Contains(stacks, "waitWrite")
 }
 
 // One that is cut off is sent nothing more, neither what is in the socket's buffer nor
@@ -11131,7 +11131,7 @@ func discardClients(t testing.TB, b *Broker, n int, topics ...string) (publish f
 	for waiting := 0; waiting < n; runtime.Gosched() {
 		b.mu.Lock()
 		if t := b.topics[distinct(topics)[0]]; t != nil {
-			waiting = t.aware
+			waiting = t.caughtUp
 		}
 		b.mu.Unlock()
 	}
@@ -12742,7 +12742,7 @@ func checkInvariants(t *testing.T, b *Broker) {
 	unaware, aware, clientsOf, before := map[*topic]int{}, map[*topic]int{}, map[*topic]int{}, map[*topic]int{}
 	for i, m := range b.subs {
 		s := m.sub
-		must(m.nth == len(s.topics) && s.places[m.nth] == i, "subscriber %d to know its place", i)
+		must(m.nth == len(s.topics) && s.indexes[m.nth] == i, "subscriber %d to know its place", i)
 		if s.client {
 			clients++
 		}
@@ -12751,7 +12751,7 @@ func checkInvariants(t *testing.T, b *Broker) {
 		}
 		for nth, tp := range s.topics {
 			refs[tp]++
-			place := s.places[nth]
+			place := s.indexes[nth]
 			must(place < len(tp.members) && tp.members[place] == member{s, nth}, "subscriber %d to know its place in topic %q", i, tp.name)
 			if s.client {
 				clientsOf[tp]++
@@ -12792,10 +12792,10 @@ func checkInvariants(t *testing.T, b *Broker) {
 	keys := 0
 	for name, tp := range b.topics {
 		what := func(s string) string { return fmt.Sprintf("topic %q: %s", name, s) }
-		equal(what("unaware members"), tp.unaware, unaware[tp])
-		equal(what("aware members"), tp.aware, aware[tp])
+		equal(what("unaware members"), tp.toWake, unaware[tp])
+		equal(what("aware members"), tp.caughtUp, aware[tp])
 		equal(what("clients"), tp.clients, clientsOf[tp])
-		must(tp.newest >= b.announced || tp.unaware == 0, "topic %q to have nobody unaware of %d, got %d", name, tp.newest, tp.unaware)
+		must(tp.newest >= b.announced || tp.toWake == 0, "topic %q to have nobody unaware of %d, got %d", name, tp.newest, tp.toWake)
 		equal(what("references"), tp.refs, refs[tp]+len(tp.keys))
 		must(tp.refs > 0 && tp.name == name, "topic %q to be referred to", name)
 		must(tp.newest <= l.head && tp.evicted < l.tail && tp.ended <= l.head, "topic %q to know of events published", name)

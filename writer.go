@@ -58,7 +58,7 @@ type Writer struct {
 	http2      bool      // a deadline is a timer of the stream's
 	hasBody    bool      // the request has, and net/http may wait for it
 	endless    bool      // a Broker's: the stream never finishes, it only breaks off
-	swept      bool      // the Broker's sweep bounds the writes
+	source     source    // a Broker's client, whose sweep bounds the writes; nil for others
 	flushed    bool      // the headers were
 	wrote      time.Time // the beginning of the last write
 	buf        []byte    // reused by Send and Comment
@@ -162,15 +162,15 @@ func newWriter(w http.ResponseWriter, r *http.Request, timeout time.Duration) *W
 // sees the one without the other.
 func (w *Writer) open(r *http.Request, hello []byte) error {
 	w.mu = make(mutex, 1)
-	if err := w.start(r); err != nil || r.Method == http.MethodHead {
+	if err := w.writeHeaders(r); err != nil || r.Method == http.MethodHead {
 		return err
 	}
 	return w.write(hello)
 }
 
-// start writes the headers, which leave with the first flush. The answer to HEAD is
+// writeHeaders writes the headers, which leave with the first flush. The answer to HEAD is
 // complete then.
-func (w *Writer) start(r *http.Request) error {
+func (w *Writer) writeHeaders(r *http.Request) error {
 	added := addHeaders(w.w.Header(), w.endless && endsWithConnection(r))
 	if r.Method == http.MethodHead {
 		w.w.WriteHeader(http.StatusOK)
@@ -191,7 +191,7 @@ func (w *Writer) start(r *http.Request) error {
 		addDate(w.w.Header())
 	}
 	w.setReadDeadline()
-	if w.swept {
+	if w.source != nil {
 		w.clearDeadline() // the server's
 	} else {
 		w.setDeadline()
@@ -314,7 +314,7 @@ func (w *Writer) Send(events ...Event) error {
 			return err
 		}
 	}
-	return w.writeReusing(buf)
+	return w.write(buf)
 }
 
 // Comment writes text as a comment, which clients ignore. It keeps the connection
@@ -327,7 +327,7 @@ func (w *Writer) Comment(text string) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.writeReusing(appendLines(w.buf[:0], ": ", text))
+	return w.write(appendLines(w.buf[:0], ": ", text))
 }
 
 // keepAlive writes a comment after each period in which nothing was written. stop
@@ -400,32 +400,26 @@ func (w *Writer) finish() {
 	}
 }
 
-// writeReusing writes buf and keeps its memory for the next call, unless it is
-// much. The caller holds mu.
-func (w *Writer) writeReusing(buf []byte) error {
-	err := w.write(buf)
-	if cap(buf) <= pieceBytes {
-		w.buf = buf
-	}
-	return err
-}
-
-// write writes and flushes p. The caller holds mu, or is the only one to know w.
+// write writes and flushes p, and keeps its memory for the next call, unless it is
+// much. The caller holds mu, or is the only one to know w.
 func (w *Writer) write(p []byte) error {
+	if cap(p) <= pieceBytes {
+		w.buf = p
+	}
 	if err := w.begin(); err != nil {
 		return err
 	}
 	for piece := range slices.Chunk(p, pieceBytes) {
-		if err := w.put(piece); err != nil {
+		if err := w.writePiece(piece); err != nil {
 			return err
 		}
 	}
-	return w.end()
+	return w.flush()
 }
 
-// begin, put and end write and flush as much as the caller likes. Each piece has
-// a deadline, which end clears: one that passes on an idle HTTP/2 stream would
-// reset it.
+// begin, writePiece and flush write as much as the caller likes. Each piece has a
+// deadline, which flush clears: one that passes on an idle HTTP/2 stream would reset
+// it.
 func (w *Writer) begin() error {
 	if w.err == nil && w.ctx.Err() != nil {
 		w.err = leftError(w.ctx)
@@ -433,8 +427,8 @@ func (w *Writer) begin() error {
 	return w.err
 }
 
-func (w *Writer) put(piece []byte) error {
-	if !w.swept {
+func (w *Writer) writePiece(piece []byte) error {
+	if w.source == nil {
 		w.setDeadline()
 	}
 	if _, err := w.w.Write(piece); err != nil {
@@ -443,40 +437,41 @@ func (w *Writer) put(piece []byte) error {
 	return nil
 }
 
-func (w *Writer) end() error {
+func (w *Writer) flush() error {
 	if err := w.rc.Flush(); errors.Is(err, http.ErrNotSupported) {
 		w.err = cannotFlush(w.w) // which a wrapper hid until now
 		return w.err
 	} else if err != nil {
 		return w.fail(err)
 	}
-	if !w.swept {
+	if w.source == nil {
 		w.clearDeadline()
 	}
 	if !w.flushed {
 		w.flushed = true
-		w.liftReadDeadline()
+		w.rc.SetReadDeadline(time.Time{}) // net/http watches for the end of the connection
 	}
 	return nil
 }
 
-// sendFrames writes the frames and flushes them together. Only the goroutine of a
-// Broker's handler calls it.
-func (w *Writer) sendFrames(frames []*frame, s source) error {
+// sendFrames writes the source's frames and flushes them together. Only the
+// goroutine of a Broker's handler calls it.
+func (w *Writer) sendFrames(frames []*frame) error {
+	defer w.source.writing(false)
 	if w.err != nil {
 		return w.err
 	}
-	if err := writePieces(&frameReader{frames: frames}, s, w.put); err != nil {
+	if err := writePieces(&frameReader{frames: frames}, w.source, w.writePiece); err != nil {
 		return err
 	}
-	return w.end()
+	return w.flush()
 }
 
 // writePieces writes what r has piece by piece.
 func writePieces(r *frameReader, s source, write func([]byte) error) error {
 	buf := scratch.Get().(*[]byte)
 	defer func() { putScratch(buf, *buf) }()
-	for p := r.next(*buf); len(p) > 0; p = r.next(p) {
+	for p := r.piece(*buf); len(p) > 0; p = r.piece(p) {
 		*buf = p
 		s.writing(true)
 		if err := write(p); err != nil {
@@ -499,10 +494,6 @@ func (w *Writer) setReadDeadline() {
 		w.rc.SetReadDeadline(time.Now().Add(timeout / 2)) // the headers need time too
 	}
 }
-
-// liftReadDeadline has net/http watch for the end of the connection as long as the
-// stream takes. It fails only where there is no deadline to lift.
-func (w *Writer) liftReadDeadline() { w.rc.SetReadDeadline(time.Time{}) }
 
 // setDeadline sets the deadline for a write that begins now.
 func (w *Writer) setDeadline() {
@@ -542,10 +533,10 @@ func (w *Writer) fail(err error) error {
 	w.err = fmt.Errorf("%w: %w", ErrClientLeft, err)
 	timeout := cmp.Or(w.WriteTimeout, defaultWriteTimeout)
 	// An HTTP/2 stream does not say that a deadline was missed, the clock does.
-	if !w.swept && (errors.Is(err, os.ErrDeadlineExceeded) || timeout > 0 && time.Since(w.wrote) >= timeout) {
+	if w.source == nil && (errors.Is(err, os.ErrDeadlineExceeded) || timeout > 0 && time.Since(w.wrote) >= timeout) {
 		w.err = fmt.Errorf("%w: %w", ErrTooSlow, err)
 	}
-	if w.http2 && !w.swept {
+	if w.http2 && w.source == nil {
 		// It would hold the memory of a stream that was reset until it passes, and a
 		// client can open and reset thousands of streams a second. On a connection
 		// it stays, for what net/http writes last.
@@ -676,18 +667,18 @@ func (c *conn) attend(batch []*frame, skip int, then step) {
 		err = c.source.deliver(c.ctx, batch, then, func(batch []*frame) error {
 			from := skip
 			skip = 0
-			return c.send(batch, from)
+			return c.sendFrames(batch, from)
 		})
 	})
 }
 
-// send writes the frames, without their first skip bytes, and waits until the client
+// sendFrames writes the frames, without their first skip bytes, and waits until the client
 // has taken them.
-func (c *conn) send(frames []*frame, skip int) error {
+func (c *conn) sendFrames(frames []*frame, skip int) error {
 	defer c.source.writing(false)
 	r := frameReader{frames: frames, skip: skip}
 	if c.raw != nil {
-		return newAttempt().send(c, &r, true)
+		return newAttempt().writeFrom(c, &r, true)
 	}
 	return writePieces(&r, c.source, func(p []byte) error {
 		if _, err := c.conn.Write(p); err != nil {
@@ -840,11 +831,11 @@ func (q *connQueue) push(c *conn) {
 	}
 	q.last = c
 	if len(q.workers) < q.most {
-		q.startLocked()
+		q.startWorkerLocked()
 	}
 }
 
-func (q *connQueue) startLocked() *worker {
+func (q *connQueue) startWorkerLocked() *worker {
 	w := &worker{queue: q, attempt: newAttempt()}
 	q.workers = append(q.workers, w)
 	go w.work()
@@ -903,7 +894,7 @@ func (q *connQueue) watch() {
 	q.replacing = max(stuck, min(2*q.replacing, 1024)*min(stuck, 1))
 	if q.first != nil {
 		for range q.replacing {
-			q.startLocked().seen = 1 // stuck if it is in its first write the next time
+			q.startWorkerLocked().seen = 1 // stuck if it is in its first write the next time
 		}
 	}
 	if q.watching = len(q.workers) > 0; q.watching {
@@ -955,10 +946,10 @@ func (w *worker) serve(c *conn) (more bool) {
 		case then == askCatchUp:
 			err = errWouldWait
 		case c.raw != nil:
-			err = w.attempt.send(c, &r, false)
+			err = w.attempt.writeFrom(c, &r, false)
 		default:
 			w.writes.Add(1)
-			err = c.send(w.batch, 0)
+			err = c.sendFrames(w.batch, 0)
 			w.writes.Add(1)
 		}
 		switch {
@@ -1013,7 +1004,7 @@ func (a *attempt) writeAll(fd uintptr, buf *[]byte) bool {
 		a.c.answered = time.Now() // it has made room
 	}
 	for {
-		p := a.r.next(*buf)
+		p := a.r.piece(*buf)
 		if len(p) == 0 {
 			a.err = nil
 			return true
@@ -1046,9 +1037,9 @@ func call[FD ~int | ~uintptr](f func(FD, []byte) (int, error), fd uintptr, p []b
 
 var errWouldWait = errors.New("sse: client does not take that much at once")
 
-// send writes what r has. If it may not wait, it returns errWouldWait where the
+// writeFrom writes what r has. If it may not wait, it returns errWouldWait where the
 // client does not take all of it.
-func (a *attempt) send(c *conn, r *frameReader, mayWait bool) error {
+func (a *attempt) writeFrom(c *conn, r *frameReader, mayWait bool) error {
 	a.c, a.r, a.mayWait, a.waited, a.err = c, r, mayWait, false, nil
 	if mayWait {
 		c.source.writing(true)
