@@ -220,9 +220,10 @@ func give(signal chan struct{}) {
 // Publish returns the event's ID. If ev.ID is empty and the Broker keeps a history,
 // Publish assigns an ID: a random prefix and a counter in base 36. If ev.ID is in
 // the history, of whatever topic, or is that of the event right before it, Publish
-// returns it with [ErrDuplicateID], so it is safe to publish an event again. It returns [ErrEnded] if one of the topics has
-// ended, [ErrClosed] after Shutdown, and the error of [Event.AppendText] if ev
-// cannot be sent. If Publish returns an error, it has sent nothing.
+// returns it with [ErrDuplicateID], so it is safe to publish an event again. It
+// returns [ErrEnded] if one of the topics has ended, [ErrClosed] after Shutdown, and
+// the error of [Event.AppendText] if ev cannot be sent. If Publish returns an error,
+// it has sent nothing.
 func (b *Broker) Publish(ev Event, topics ...string) (id string, err error) {
 	return b.publish(ev, topics, nil)
 }
@@ -255,7 +256,24 @@ func (b *Broker) Remove(key string, ev Event, topics ...string) (id string, err 
 	return b.publish(ev, topics, func(f *frame) { b.forgetKeyLocked(f.topics, key) })
 }
 
-// publish is Publish, and calls change with the new frame.
+// publish is Publish, and calls change with the new frame. From here, an event takes
+// this way:
+//
+//	appendLocked       puts its frame in the log
+//	announceLocked     finds those who wait for it, by walkLocked
+//	wakeLocked         gives each of them its signal, or puts its connection in the queue
+//
+// A handler, or a loop over Subscribe, waits for its signal in deliver:
+//
+//	deliver            calls next and sends what that returns
+//	next               decides what is sent, by readLogLocked
+//	Writer.sendFrames  writes that to the client, by writePieces, and flushes it
+//
+// A worker takes the connection of a detached client from the queue:
+//
+//	worker.serve       calls next and tries to send what that returns
+//	next               as above
+//	attempt.writeFrom  writes that to the socket, by writeAll
 func (b *Broker) publish(ev Event, topics []string, change func(*frame)) (id string, err error) {
 	if err := ev.check(); err != nil {
 		return "", err
@@ -376,9 +394,14 @@ func (b *Broker) Reset(lastEventID string) error {
 
 // ----- The log -----
 
+// There is one log for all topics, and each subscriber has a position in it. So an
+// event is encoded and stored once, however many receive it, and a slow client needs
+// no queue of its own. What is kept for reconnecting clients and what is kept for
+// clients that are behind are the same frames.
+
 // minQueue is how many frames the log keeps at least, however small History is,
-// because the log is also the queue of clients that are here: a burst must not
-// look like a gap.
+// because the log is also the queue of the clients that are connected: a burst must
+// not look like a gap.
 const minQueue = 256
 
 // A place is where a frame stands in the log. It is guarded by the Broker's mu.
@@ -538,7 +561,7 @@ func (l *eventLog) assignedID(seq uint64) string {
 	return string(strconv.AppendUint([]byte(l.prefix), seq, 36))
 }
 
-// assigns reports whether id looks like one that assignedID returns.
+// assigns reports whether id has the form of an assigned ID.
 func (l *eventLog) assigns(id string) bool { return strings.HasPrefix(id, l.prefix) }
 
 // find returns the position that has this ID. It may be before the log.
@@ -586,8 +609,11 @@ func (l *eventLog) replayFrom(now time.Time) uint64 {
 	}))
 }
 
-// appendLocked appends f, which was identified, calls change with it, and wakes
-// their waiting subscribers, or starts announce to do so.
+// appendLocked appends f, which has its number and ID, to the log and calls change
+// with it. Then it evicts what is beyond the limits, and wakes those who wait for f.
+//
+// If they may be many, a goroutine wakes them, so that the time that Publish takes
+// does not depend on their number.
 func (b *Broker) appendLocked(f *frame, names []string, change func(*frame)) {
 	f.topics = b.holdTopicsLocked(names)
 	if b.log.age > 0 { // the clock takes a fifth of the time of Publish
@@ -614,8 +640,8 @@ func (b *Broker) appendLocked(f *frame, names []string, change func(*frame)) {
 	case audience <= fewMembers:
 		b.announceLocked(false)
 	default:
-		// It returns at once: a burst is in the log as a whole before most of those
-		// who wait are woken for it.
+		// Its second gain: a burst is in the log as a whole before most of those who
+		// wait are woken for it, so that they send it in one write.
 		b.announcing = true
 		go func() {
 			b.mu.Lock()
@@ -652,22 +678,28 @@ func (b *Broker) evictLocked() {
 // ----- Topics and subscribers -----
 
 const (
-	// fewMembers is up to how many members of an event's topics Publish itself
-	// looks for those that wait.
+	// fewMembers is the largest number of members, of all topics of an event, among
+	// whom Publish itself looks for those that wait.
 	fewMembers = 16
 
-	// signalsAtOnce is after how many subscribers a walk gives mu up.
+	// signalsAtOnce is the number of subscribers after which a walk gives mu up.
 	signalsAtOnce = 64
 )
 
 // A topic exists as long as it has a subscriber, a frame in the log, or a key. mu guards
 // all but name and self, which do not change.
 //
+// A topic counts its waiting members in two groups, so that announceLocked need not
+// look at a topic where nobody waits for its newest frame, and can end its walk with
+// the last that does. Publish moves all of them to toWake at once, in constant time.
+//
 // Whenever mu is free:
 //
-//  1. toWake is the number of members that wait and whose cursor is not past
-//     newest; caughtUp is that of the other members that wait.
+//  1. toWake is the number of members that wait and whose cursor is not past newest;
+//     caughtUp is the number of the other members that wait.
 //  2. Once newest is before Broker.announced, toWake is 0.
+//  3. values is sorted by number. The frames in it that still have the topic are
+//     those in keys; replaced counts the others.
 type topic struct {
 	name             string
 	self             []*topic // the topic alone, for frames that have no other
@@ -677,15 +709,23 @@ type topic struct {
 	evicted          uint64 // number of the newest frame that has left the log and is not kept
 	toWake, caughtUp int
 	clients          int    // members that are clients
-	ended            uint64 // number of the frame that says so; 0: it has not ended
-	owed             int    // ended: members that are to be told: those who came before, or to topics that had all ended
+	ended            uint64 // number of the end's frame; 0: it has not ended
 
-	// The newest value of each key, in the log or not, and the same in order with
-	// some that were replaced since and have lost this topic.
+	// Once it has ended, owed is the number of members that are to be told: those who
+	// came before the end, and those who came when all their topics had ended.
+	owed int
+
+	// The newest value of each key, in the log or not, and the same in order. A
+	// value that is replaced loses the topic and stays in values for the time being.
 	keys     map[string]*frame
 	values   []*frame
-	replaced int // how many in values were
+	replaced int
 }
+
+// The value of a key is an ordinary frame in the log. It is also in topic.values, so
+// that a newcomer, or a client whose cursor is before the log, can read it when it
+// has left the log. If it is replaced, its topics are taken away from it. Then no
+// subscriber wants it, wherever it is, and next needs no lookup by key.
 
 // setKeyLocked makes f the value of the key in each of its topics.
 func (b *Broker) setKeyLocked(f *frame, key string) {
@@ -702,9 +742,9 @@ func (b *Broker) setKeyLocked(f *frame, key string) {
 	}
 }
 
-// forgetKeyLocked takes the topics away from the values of the key in them: nobody is
-// sent those any more because of one of the topics. The caller holds the topics by
-// another reference.
+// forgetKeyLocked takes the topics away from the values of the key in them, so that
+// nobody is sent these because of one of the topics. The caller has a reference to
+// each topic.
 func (b *Broker) forgetKeyLocked(topics []*topic, key string) {
 	for _, t := range topics {
 		if old := t.keys[key]; old != nil && hasTopic(old.topics, t) {
@@ -810,10 +850,10 @@ func (s *subscriber) hasEnded() bool {
 	return true
 }
 
-// Members are subscribers in the order they came, but for those that took the
-// place of one that left. They are woken from the last to the first. Over HTTP/2,
-// net/http merges what streams of one connection write one after the other, so
-// the order is not random.
+// Members are subscribers in the order in which they came, except that the last one
+// takes the place of one that leaves. They are woken from the last to the first. The
+// order is not random, because over HTTP/2 net/http merges what the streams of one
+// connection write one after the other.
 type members []member
 
 // A member is a subscriber in its nth list of members.
@@ -835,8 +875,9 @@ func (m *members) remove(s *subscriber, nth int) {
 	*m = (*m)[:last]
 }
 
-// A subscriber is one client, or one loop over Subscribe. It reads the log from
-// its cursor on.
+// A subscriber is one client, or one loop over Subscribe. It reads the log from its
+// cursor on. Whoever sends it what next returned is its sender: the goroutine in
+// deliver, or the worker that has its connection.
 //
 //	          next finds nothing left
 //	┌─────────┐ ──────────────────────► ┌─────────┐
@@ -853,20 +894,21 @@ func (m *members) remove(s *subscriber, nth int) {
 //  2. If a subscriber waits, no frame from cursor up to announced is for it: its
 //     cursor was after the newest frame as it began to wait. So waking it also moves
 //     its cursor up to announced, past what others published.
-//  3. If a subscriber does not wait, somebody will call next for it: its own
-//     goroutine, or whoever has its connection. Before it waits it has looked at
-//     the whole log and at each reason to say something or to end.
+//  3. If a subscriber does not wait, its sender will call next. Before it waits,
+//     next has looked at the whole log and at each reason to say something or to
+//     end. If deliver is its sender, it may wait while its last batch is being sent.
 //  4. Only next sets waiting. Only a subscriber that waits is woken: another
 //     would skip frames.
 //  5. Whoever clears waiting, other than next and leave, gives one signal: a token,
-//     or a place in the queue of connections. A connection whose subscriber waits has no owner, any other
-//     has one: the queue, a worker or a goroutine. Only the owner uses it.
+//     or a place in the queue of connections. The connection of a subscriber that
+//     waits has no owner; any other has one: the queue, a worker, or a goroutine in
+//     attend. Only the owner uses it.
 //  6. A cursor before log.tail means that frames were missed only if one of the
 //     subscriber's topics lost one from there on, after state. After a Reset all
 //     did. The other frames before log.tail that are for it are values of keys.
 //     If their topic has ended and forgets them, lost is set at once.
 //  7. What next returns counts as received, since a failed write ends the stream.
-//  8. end is set once.
+//  8. end is set once; the first reason wins.
 type subscriber struct {
 	b      *Broker
 	topics []*topic // sorted by name
@@ -891,7 +933,7 @@ type subscriber struct {
 	lost    bool     // what comes after lastID is not in the log
 	resets  int      // of the log, when it was last in it
 	idle    bool     // a keep-alive is due
-	opening []*frame // opens the stream, before anything else
+	opening []*frame // what next returns first: reconnection time and ID
 	held    *frame   // the large frame that it is being sent, if any
 	end     error    // why the stream is over
 	ending  error    // why it is once the last batch was sent; for whoever sends it
@@ -978,7 +1020,8 @@ func (b *Broker) replayLocked(s *subscriber, first uint64) (id string) {
 	return b.log.idAfter(first - 1)
 }
 
-// setCursorLocked sets where s begins.
+// setCursorLocked sets where s, which came with lastID, begins. If its place is not
+// known, it is lost: next then asks CatchUp, or tells the client of a gap.
 func (b *Broker) setCursorLocked(s *subscriber, lastID string) {
 	head := b.log.head
 	s.lastID, s.lastSeq, s.joined, s.cursor = lastID, head, head, head+1
@@ -990,8 +1033,10 @@ func (b *Broker) setCursorLocked(s *subscriber, lastID string) {
 	}
 	switch {
 	case lastID == Earliest, lastID == "" && b.CatchUp == nil && s.owedEnd:
+		// Everything: it asked for that, or came when all was over.
 		s.lastID = b.replayLocked(s, first)
 	case lastID == "" && b.CatchUp != nil:
+		// CatchUp tells a newcomer the state. That is no gap.
 		s.lost = true
 	case known && seq+1 >= first:
 		s.cursor, s.lastSeq = seq+1, seq
@@ -999,6 +1044,8 @@ func (b *Broker) setCursorLocked(s *subscriber, lastID string) {
 		s.lost, s.cursor = true, first
 		b.stats.Gaps++
 	default:
+		// From now on, after the values of keys: a newcomer, or any client if there
+		// is no history to come back to.
 		s.lastID = cmp.Or(lastID, b.replayLocked(s, head+1))
 	}
 	if lastID == "" || lastID == Earliest {
@@ -1192,7 +1239,11 @@ const (
 
 // next is the only place that decides what a subscriber is sent next and how it
 // goes on. It appends that to batch, which it empties first. What it returned the
-// last time has been sent.
+// last time has been sent, unless the subscriber waited.
+//
+// The order is fixed: what opens the stream; a reason to end at once; a gap; the log,
+// with the position after the values of keys; a reason to end once the log is read;
+// and, if there is nothing else, a keep-alive.
 func (s *subscriber) next(batch []*frame) ([]*frame, step) {
 	b := s.b
 	b.mu.Lock()
@@ -1230,6 +1281,10 @@ func (s *subscriber) next(batch []*frame) ([]*frame, step) {
 	case len(batch) == 0 && s.idle:
 		batch = b.keepAliveLocked(s)
 	}
+	// Where deliver sends the batch, the subscriber waits from now on, which spares
+	// another call of next for nearly every event. A worker gives the connection away
+	// as its subscriber waits, so it sends the batch first. A large frame is held
+	// until next is called again, which must not be at the next event only.
 	if len(batch) > 0 && (s.signal == nil || s.held != nil) {
 		return batch, again
 	}
@@ -1383,7 +1438,26 @@ func (b *Broker) gapLocked(s *subscriber) *frame {
 }
 
 // endLocked ends the stream of s for this reason, unless it has ended for another
-// one. A write that is under way is completed; then next says goodbye.
+// one. A write that is under way is completed; then next says goodbye. These are the
+// reasons, where they come from, and the client's last words. They replace what is
+// pending, except with those from next, which it says when it has read the log.
+//
+//	ErrEnded           next                the event "end"
+//	ErrEnded           catchUp             the event "end"
+//	ErrClosed          next, by Shutdown   a comment and a random reconnection time
+//	ErrDisconnected    Disconnect          a random reconnection time
+//	errTooOld          sweep, by MaxAge    a random reconnection time
+//	error of CatchUp   catchUp             a random reconnection time
+//	errWriteTimeout    sweep               none; its write is cut off
+//	errHoldsTooMuch    limitPinnedLocked   none; its write is cut off
+//	errCut             Shutdown            none; its write is cut off
+//	the context's end  deliver             a random reconnection time
+//	ErrClientLeft      a failed write      none
+//	errSilent          conn.look           none; the connection is reset
+//	errPanic           Serve, conn.attend  none
+//
+// ErrTooSlow, which the two in the middle wrap, is counted in Stats.TooSlow, and
+// resets a detached connection. ErrFull is for clients that never join.
 func (b *Broker) endLocked(s *subscriber, reason error) {
 	if s.end != nil {
 		return
@@ -1412,10 +1486,13 @@ func (s *subscriber) endFor(reason error) error {
 // only while it is sent something.
 var batches = sync.Pool{New: func() any { return new([]*frame) }}
 
-// deliver is the only loop that may block. It sends batch, goes on as then says,
-// and so forth with what next returns, until the stream ends, and returns why. For
-// a detached client it returns nil as soon as the client waits; another goroutine
-// may have its connection by then.
+// deliver is the only loop that may block. It sends batch, goes on as then says, and
+// so forth with what next returns, until the stream ends. It returns why that was.
+//
+// A handler and a loop over Subscribe stay in it for as long as their stream lasts:
+// where the subscriber waits, deliver waits for its signal. A detached client has no
+// signal. For it, deliver returns nil as soon as the client waits; another goroutine
+// may have the connection by then.
 func (s *subscriber) deliver(ctx context.Context, batch []*frame, then step, send func([]*frame) error) error {
 	if s.signal != nil {
 		defer context.AfterFunc(ctx, func() { give(s.signal) })()
@@ -1457,8 +1534,10 @@ func (s *subscriber) deliver(ctx context.Context, batch []*frame, then step, sen
 	}
 }
 
-// catchUp gives s what CatchUp yields and sets where it goes on in the log. It is
-// for a subscriber that is lost.
+// catchUp gives s, which is lost, what CatchUp yields, and sets where it goes on in
+// the log. It runs without mu and may take long, so the log may be evicted or reset
+// meanwhile. s has already a cursor, the frame after the newest one, which goOn
+// replaces if it finds a better one; the sweep does not end s for its age.
 func (s *subscriber) catchUp(ctx context.Context, send func([]*frame) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -1534,7 +1613,14 @@ func (s *subscriber) catchUpFailed(ctx context.Context, err error) error {
 // goOn sets where s goes on after CatchUp, which was called when since was the next
 // frame to be published, right after the ID upTo. lastID is that of the last event
 // yielded, or that of s if there was none. It returns what tells the client its
-// position, if its last event does not.
+// position, if its last event does not:
+//
+//	lastID is in the log       right after it; the client has its ID
+//	nothing has left the log   at since; the client is told the ID before it
+//	otherwise                  CatchUp is asked again from the last ID that s received,
+//	                           or from upTo if it received nothing
+//
+// A Reset counts as something that has left the log.
 func (s *subscriber) goOn(since uint64, upTo, lastID string, yielded bool) []*frame {
 	b := s.b
 	b.mu.Lock()
@@ -1753,8 +1839,8 @@ func (s *subscriber) left(r *http.Request, reason error) {
 // stream serves s, which was admitted, from the handler's goroutine. All that is
 // written is written by it.
 //
-// It is in pieces because over HTTP/2 the stack stays at 4 KB if no path needs more,
-// the first flush of the headers included.
+// It is in pieces so that no path needs much stack, the first flush of the headers
+// included. Over HTTP/2 the stack of an idle client then stays at 4 KB.
 func (s *subscriber) stream(w http.ResponseWriter, r *http.Request) error {
 	out := s.newWriter(w, r)
 	defer out.finish()
@@ -1825,8 +1911,9 @@ func (b *Broker) guard(what string, f func()) {
 // errPanic is the reason for a stream that a panic or runtime.Goexit ended.
 var errPanic = errors.New("sse: stream ended by a panic")
 
-// setCut sets what ends a write to the client. If Shutdown has looked for it
-// before, it is called at once.
+// setCut sets what ends a write to the client, or nil before the handler returns,
+// after which net/http must not be called. If Shutdown has looked for it before, it
+// is called at once.
 func (s *subscriber) setCut(cut func()) {
 	s.cutting.Lock()
 	defer s.cutting.Unlock()
@@ -1941,10 +2028,16 @@ func (b *Broker) retry() time.Duration {
 	return min(max(b.Retry, time.Millisecond), math.MaxInt64/2) // the goodbye doubles it
 }
 
-// The sweep looks at all subscribers once a period. It marks clients as idle that
-// got nothing for KeepAlive, and ends writes that have been under way for
-// WriteTimeout. So a client needs no timer and no deadlines: those cost more than a
-// tenth of the CPU of single events over HTTP/2 and TLS.
+// The sweep looks at all subscribers once a period, which is an eighth of KeepAlive,
+// WriteTimeout or MaxAge, whichever is shortest. Time is counted in rounds: a
+// subscriber notes the round in which it received something, and the round in which a
+// write to it began. The sweep marks clients as idle that received nothing for
+// KeepAlive, and ends writes that have been under way for WriteTimeout and streams
+// that have lasted for MaxAge.
+//
+// So a client needs no timer and no deadlines, which cost more than a tenth of the
+// CPU of single events over HTTP/2 and TLS. The price is that a write may last up to
+// two periods longer than WriteTimeout.
 
 // sweepPeriod is the time between two sweeps; 0: there are none.
 func (b *Broker) sweepPeriod() time.Duration {
