@@ -470,8 +470,8 @@ func (d *Decoder) cut(err error) error {
 	return err
 }
 
-// skipBOM skips a byte order mark. It does no harm to wait for as many bytes as
-// one has: a stream of fewer says nothing.
+// skipBOM skips a byte order mark. It waits for as many bytes as one has, which does
+// no harm: a shorter stream has no event.
 func (d *Decoder) skipBOM() error {
 	const bom = "\ufeff"
 	start, err := d.r.Peek(len(bom))

@@ -66,9 +66,9 @@ type Writer struct {
 	isCut      atomic.Bool
 }
 
-// A mutex is held while its channel is full. It may be held as long as a client
-// takes to read, on which a test on fake time could not wait with a sync.Mutex: see
-// package synctest.
+// A mutex is a lock that is held while its channel is full. It may be held for as long
+// as a client takes to read. While a goroutine waits for it, the fake time of package
+// synctest goes on, unlike with a sync.Mutex.
 type mutex chan struct{}
 
 func (m mutex) Lock()   { m <- struct{}{} }
@@ -129,9 +129,10 @@ func NewWriter(w http.ResponseWriter, r *http.Request) (*Writer, error) {
 //
 // The deadline may be set a moment late, so there must be no next request on the
 // connection that it could hit. There is none: if a body was not read, by the handler
-// or by net/http before it wrote the headers, the connection is closed. Of one in
-// chunks nobody can tell without waiting, so its connection is closed in any case.
-// The deadline goes past what wraps w, which may be another request's by then.
+// or by net/http before it wrote the headers, the connection is closed. For a chunked
+// body this cannot be known without waiting, so its connection is always closed. The
+// deadline is set on the server's own ResponseWriter, because what wraps it may serve
+// another request by then.
 func boundRest(w http.ResponseWriter, r *http.Request) {
 	conn, ok := innermost(w).(interface{ SetReadDeadline(time.Time) error })
 	if !ok {
@@ -219,8 +220,8 @@ func canFlush(w http.ResponseWriter) bool {
 	}
 }
 
-// innermost returns what an http.ResponseController finds in the end if nothing can
-// do what it looks for: that is in the way.
+// innermost returns the ResponseWriter that an http.ResponseController reaches last.
+// If the controller finds no method, this is the ResponseWriter that lacks it.
 func innermost(w http.ResponseWriter) http.ResponseWriter {
 	for {
 		t, ok := w.(interface{ Unwrap() http.ResponseWriter })
@@ -232,16 +233,14 @@ func innermost(w http.ResponseWriter) http.ResponseWriter {
 }
 
 // endsWithConnection reports whether a Broker's stream that answers r ends with its
-// connection. Such a stream never finishes, so there is no last chunk to tell, and
-// net/http needs up to three writes to the socket for a chunk that is large. The
-// stream of a Writer or of Serve does finish: it has chunks, because without its
-// last one a client takes the stream for broken off, and with the end of the
-// connection alone it could not know.
+// connection, without chunks. Such a stream never finishes, so there is no last chunk
+// to send, and net/http needs up to three writes to the socket for a large chunk. The
+// stream of a Writer or of Serve does finish, so it is chunked: a client that receives
+// no last chunk knows that the stream was cut off.
 //
-// Varnish holds back what comes together
-// with the headers of an answer without chunks, until more comes. And a client may
-// wait for the end before it sends its body (Expect: 100-continue), as net/http
-// waits for that before it closes the connection.
+// Varnish delays the beginning of a response without chunks until more arrives. A
+// client may wait for the end of the response before it sends its body (Expect:
+// 100-continue), while net/http waits for the body before it closes the connection.
 func endsWithConnection(r *http.Request) bool {
 	_, ours := r.Context().Value(http.ServerContextKey).(*http.Server) // and not package fcgi's
 	return ours && r.ProtoMajor == 1 && !hasBody(r) && r.Header.Get("X-Varnish") == ""
@@ -622,7 +621,7 @@ func takeOver(w http.ResponseWriter, r *http.Request, queue *connQueue) *conn {
 		queue:    queue,
 		answered: time.Now(),
 	}
-	// Only these very types: one that embeds them may do more than they.
+	// Only exactly these types: a type that embeds one of them may do more.
 	switch netConn := netConn.(type) {
 	case *net.TCPConn:
 		c.raw, _ = netConn.SyscallConn()
@@ -630,7 +629,7 @@ func takeOver(w http.ResponseWriter, r *http.Request, queue *connQueue) *conn {
 		c.raw, _ = netConn.SyscallConn()
 	}
 	if runtime.GOOS == "windows" {
-		c.raw = nil // its sockets know no plain write
+		c.raw = nil // its sockets do not support plain write calls
 	}
 	return c
 }
@@ -651,7 +650,7 @@ func responseHead(h http.Header, r *http.Request) string {
 }
 
 // attend sends batch, without its first skip bytes, goes on as then says, and
-// blocks until the source waits or the stream has ended. The caller has c.
+// blocks until the source waits or the stream has ended. The caller owns c.
 func (c *conn) attend(batch []*frame, skip int, then step) {
 	err := errPanic // or runtime.Goexit
 	defer func() {
@@ -776,10 +775,10 @@ func (c *conn) close(reason error) {
 	c.source.finished(reason)
 }
 
-// breakOff closes the connection without a last word: TLS would try for five
-// seconds to say goodbye to a client that does not read, and TCP for minutes to
-// send it what is in the socket's buffer, which may be megabytes. It also ends a
-// write that is under way.
+// breakOff closes the connection at once, and ends a write that is under way.
+// Otherwise TLS would try for five seconds to send its close_notify to a client that
+// does not read, and TCP would try for minutes to send what is in the socket's
+// buffer, which may be megabytes.
 func (c *conn) breakOff() {
 	transport := c.transport()
 	if tcp, ok := transport.(*net.TCPConn); ok {
@@ -798,9 +797,11 @@ func (c *conn) transport() net.Conn {
 }
 
 // A connQueue holds the connections that have something to be sent, and the workers
-// that send it. There are workers only as long as there is work. A worker waits for
-// nobody, but for a write over TLS, which cannot be tried: one that is stuck in such a
-// write is replaced by another, and attends to that connection alone from then on.
+// that send it. There are workers only as long as there is work.
+//
+// A worker waits for no client, with one exception: over TLS, a write cannot be tried
+// and may wait. A worker that is stuck in such a write is replaced by another one,
+// and serves only that connection from then on.
 type connQueue struct {
 	timeout    time.Duration       // WriteTimeout
 	unanswered func(net.Conn) byte // the function of that name, except in tests
@@ -813,7 +814,7 @@ type connQueue struct {
 	replacing   int       // how many are started for those that are stuck
 }
 
-// patience is after how long a worker that is stuck is replaced, and up to twice that.
+// patience is the time after which a stuck worker is replaced, or up to twice that.
 const patience = time.Millisecond
 
 func newConnQueue(timeout time.Duration) *connQueue {
@@ -972,8 +973,8 @@ func (w *worker) serve(c *conn) (more bool) {
 	return true
 }
 
-// An attempt writes to a connection by system calls that do not wait. It is there to
-// be reused, since a RawConn takes a function.
+// An attempt writes to a connection by system calls that do not wait. It is reused,
+// because the function that a RawConn takes would be allocated for each write.
 type attempt struct {
 	write func(fd uintptr) bool
 
