@@ -5557,9 +5557,8 @@ func TestValuesForgottenBeforeTheyWereSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &Broker{History: 1}
 		follow := func(lastID string, stalled bool, topics ...string) *brokerLoop {
-			loop := newLoop(t, b, lastID, topics...)
+			loop := newLoop(t, b, stalled, lastID, topics...)
 			t.Cleanup(loop.close)
-			loop.stall(stalled)
 			synctest.Wait()
 			return loop
 		}
@@ -11322,7 +11321,7 @@ var modelTransports = []modelTransport{
 	{"serve", true, func(m *model, c *modelClient) modelConn { return m.dial("serve", c) }},
 	{"detach", true, func(m *model, c *modelClient) modelConn { return m.dial("detach", c) }},
 	{"subscribe", false, func(m *model, c *modelClient) modelConn {
-		return newLoop(m.t, m.broker, c.id, m.namesOf(c.topics)...)
+		return newLoop(m.t, m.broker, false, c.id, m.namesOf(c.topics)...)
 	}},
 }
 
@@ -11756,7 +11755,7 @@ func (m *model) start() {
 	}
 	m.mu.Unlock()
 	for range m.crowd {
-		newLoop(m.t, b, "", m.namesOf(m.called(7))...) // ends with the Broker
+		newLoop(m.t, b, false, "", m.namesOf(m.called(7))...) // ends with the Broker
 	}
 }
 
@@ -14297,16 +14296,17 @@ type brokerLoop struct {
 
 // followBroker begins a loop and waits until it has subscribed.
 func followBroker(t *testing.T, b *Broker, lastID string, topics ...string) *brokerLoop {
-	l := newLoop(t, b, lastID, topics...)
+	l := newLoop(t, b, false, lastID, topics...)
 	t.Cleanup(l.close)
 	synctest.Wait()
 	return l
 }
 
-func newLoop(t *testing.T, b *Broker, lastID string, topics ...string) *brokerLoop {
+func newLoop(t *testing.T, b *Broker, stalled bool, lastID string, topics ...string) *brokerLoop {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &brokerLoop{t: t, cancel: cancel, left: -1}
 	l.gate.init()
+	l.stall(stalled) // before its goroutine runs
 	events := b.Subscribe(ctx, lastID, topics...)
 	go func() {
 		err := errors.New("the loop left")
