@@ -1198,32 +1198,23 @@ func (b *Broker) walkLocked(m *members, mayPause bool, visit func(*subscriber) b
 }
 
 // announceLocked wakes those who wait for a frame from announced on. If it may
-// pause, others may announce as well and come further.
-//
-// A walk ends with the last member that was to be woken as it began, since those
-// who wait may be few among many that do not.
+// pause, others may announce as well and come further. In each topic it ends with the
+// last member that was to be woken as it began, since those who wait may be few among
+// many that do not.
 func (b *Broker) announceLocked(mayPause bool) {
 	for b.announced <= b.log.head {
 		f := b.log.at(b.announced)
 		for _, t := range f.topics {
 			newest, left := t.newest, t.toWake
-			if left == 0 {
-				continue
-			}
 			b.walkLocked(&t.members, mayPause, func(s *subscriber) bool {
 				if s.waiting && s.cursor <= newest {
 					b.wakeLocked(s)
 					left--
 				}
-				return left > 0 && b.announced == f.seq
+				return left > 0
 			})
-			if b.announced != f.seq {
-				break
-			}
 		}
-		if b.announced == f.seq {
-			b.announced++
-		}
+		b.announced = max(b.announced, f.seq+1)
 	}
 }
 

@@ -8802,6 +8802,35 @@ func TestSlowClientsThatAreNotCutOff(t *testing.T) {
 	}
 }
 
+// Nor are those that have taken their large event and wait for the next.
+func TestClientsThatTookALargeEventAreNotCutOff(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		const large = 512 << 10
+		b := &Broker{History: 1, HistoryBytes: large}
+		s := serve(t, b)
+		var clients []*pipeClient
+		for i := range 3 {
+			topic := strconv.Itoa(i)
+			c := s.get("/?topic="+topic, "")
+			c.want("")
+			b.Publish(Event{ID: topic, Data: strings.Repeat("x", large)}, topic)
+			if got := c.events(); len(got) != 1 || len(got[0].Data) != large {
+				t.Fatalf("client %d: got %d events, want the large one", i, len(got))
+			}
+			clients = append(clients, c)
+		}
+		for range 2 * minQueue { // which evict those
+			b.Publish(Event{Data: "x"}, "other")
+		}
+		for i, c := range clients {
+			topic := strconv.Itoa(i)
+			b.Publish(Event{ID: "next " + topic, Data: topic}, topic)
+			c.want(topic)
+		}
+		checkInvariants(t, b)
+	})
+}
+
 // Nor is one that is being sent a key's value, which is kept anyway.
 func TestSlowClientThatHoldsAValueIsNotCutOff(t *testing.T) {
 	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
