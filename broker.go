@@ -41,8 +41,8 @@ const (
 type Broker struct {
 	// History is the number of events kept, of all topics together, for clients that
 	// reconnect, ask for Earliest, or come to a topic that has ended. If 0, it is
-	// 10,000. If negative, none are kept: events are assigned no IDs, and a client
-	// that reconnects begins as one without a last event ID.
+	// 10,000. If negative, none are kept: events are assigned no IDs, and, without
+	// CatchUp, a client that reconnects begins as one without a last event ID.
 	History int
 
 	// HistoryAge is how long an event, even the newest, is kept for these clients. If
@@ -54,8 +54,8 @@ type Broker struct {
 	// its size. If 0, it is 16 MiB; if negative, there is no limit.
 	//
 	// A second limit of the same size applies to evicted events of more than 64 KiB
-	// that slow clients are still receiving. Beyond it, the clients that have been
-	// receiving one longest are disconnected with ErrTooSlow.
+	// that slow clients are still receiving. Beyond it, the clients that are receiving
+	// the oldest of these events are disconnected with ErrTooSlow.
 	HistoryBytes int
 
 	// MaxClients is the limit on the clients served at one time. Further clients
@@ -64,9 +64,10 @@ type Broker struct {
 	MaxClients int
 
 	// KeepAlive is how long a client may be idle before it is sent a comment. After
-	// many events of other topics, a newer ID is sent with it, so that it will have no
-	// gap. If 0, it is 15 seconds. If negative, none is sent, and a detached client
-	// that has left is not noticed before the next event. See
+	// many events of other topics, the comment comes with a newer ID, so that the
+	// client has no gap if it reconnects. If 0, it is 15 seconds. If negative, none
+	// is sent, and a detached client that has left is not noticed before the next
+	// event. See
 	// https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes.
 	KeepAlive time.Duration
 
@@ -104,36 +105,36 @@ type Broker struct {
 	//		yield(ev, nil)
 	//	}
 	//
-	// The client then continues right after the last event that CatchUp yielded, or
-	// after missed.LastEventID if it yielded none, if that ID is in the history;
-	// otherwise with the events published since the call. If these events have been
-	// evicted, CatchUp is called again, with the ID of the last event that the client
-	// received, or with UpTo if CatchUp yielded none.
+	// The client then continues right after the last event that CatchUp yielded (if it
+	// yielded none, after missed.LastEventID) where the ID of that event is in the
+	// history. Otherwise the client continues with the events published since the
+	// call. If some of these have been evicted, CatchUp is called again, with the ID of
+	// the last event that the client received, or with UpTo if CatchUp yielded none.
 	//
 	// CatchUp runs on the client's own goroutine and may block. Until it returns, the
 	// client is sent no keep-alives, and its events are sent 256 at a time. ctx has
 	// the values of the request's context; it is done when the client leaves (a
-	// detached client: when a write to it fails) and when the Broker ends the stream.
+	// detached client: when a write to it fails) and when Disconnect, or Shutdown that
+	// no longer waits, ends the stream.
 	// An error that CatchUp yields ends the stream, and the client will reconnect;
 	// ErrEnded ends it permanently.
 	//
 	// If CatchUp is nil, a subscriber whose last event is not in the history receives
 	// an event of type "gap", then the values of Set, and then the events of its
-	// topics in the history. The data of "gap" is that event's ID, unless it came only
-	// in the query.
+	// topics in the history. The data of "gap" is the ID of its last event, or empty
+	// if the client sent that ID only in the query.
 	CatchUp func(ctx context.Context, missed Missed) iter.Seq2[Event, error]
 
 	// Logger receives a record at level Debug for each client that connects, leaves or
 	// is refused, at Warn for what an operator should know, and at Error for a panic
-	// in CatchUp or in a function given to Detach. If nil, it is slog.Default().
+	// in a function given to Detach or, for a detached client, in CatchUp; net/http
+	// logs others. If nil, it is slog.Default().
 	Logger *slog.Logger
 
-	// mu guards all fields below and everything reached through them: the log,
-	// the topics, and those fields of subscribers that say so. It is never held
-	// while a client is written to or code of the program runs.
-	//
-	// A subscriber's cutting lock is taken before mu, the queue's lock of conns
-	// after it.
+	// mu guards all fields below and everything reached through them: the log, the
+	// topics, and those fields of subscribers that say so. It is never held while a
+	// client is written to or code of the program runs. Only conns has a lock of its
+	// own, which is taken after mu. A subscriber's cutting is taken before mu.
 	mu         sync.Mutex
 	log        eventLog
 	topics     map[string]*topic // those that exist
@@ -166,7 +167,7 @@ type Missed struct {
 
 	// UpTo is the ID of the newest event when CatchUp is called, as Broker.LastEventID
 	// returns it. The Broker sends the events after it. Before the first event, it is
-	// no event's ID. It is "" if the Broker keeps no history.
+	// the ID of the position before that. It is "" if the Broker keeps no history.
 	UpTo string
 
 	// Topics are the names of the client's topics, sorted.
@@ -212,18 +213,19 @@ func give(signal chan struct{}) {
 
 // Publish sends ev to every subscriber of the topics and keeps it in the history. A
 // subscriber of several of the topics receives the event once. Publish waits for no
-// client, and the time it takes does not depend on how many there are: a client that
-// falls behind catches up from the history.
+// client: one that falls behind catches up from the history. The time it takes does
+// not depend on how many subscribers there are, with one exception: if the whole
+// history is replaced before they could all be woken, one call wakes the rest.
 //
 //	id, err := broker.Publish(sse.Event{Data: "hello"}, "room/42")
 //
 // Publish returns the event's ID. If ev.ID is empty and the Broker keeps a history,
-// Publish assigns an ID: a random prefix and a counter in base 36. If ev.ID is in
-// the history, of whatever topic, or is that of the event right before it, Publish
-// returns it with [ErrDuplicateID], so it is safe to publish an event again. It
-// returns [ErrEnded] if one of the topics has ended, [ErrClosed] after Shutdown, and
-// the error of [Event.AppendText] if ev cannot be sent. If Publish returns an error,
-// it has sent nothing.
+// Publish assigns an ID: a random prefix and a counter in base 36. If an event of any
+// topic in the history has the ID ev.ID, or the newest evicted event had it, Publish
+// returns ev.ID and [ErrDuplicateID], so it is safe to publish an event again.
+// Publish returns [ErrEnded] if one of the topics has ended, [ErrClosed] after
+// Shutdown, and the error of [Event.AppendText] if ev cannot be sent. If Publish
+// returns an error, it has sent nothing.
 func (b *Broker) Publish(ev Event, topics ...string) (id string, err error) {
 	return b.publish(ev, topics, nil)
 }
@@ -234,13 +236,15 @@ func (b *Broker) Publish(ev Event, topics ...string) (id string, err error) {
 //
 //	broker.Set("ACME", sse.Event{Type: "price", Data: price}, "prices")
 //
-// A client without a last event ID, or every new client if History is negative,
-// first receives the values of its topics, in the order they were published. A
-// client that is behind receives only the newest value of each key, and all other
-// events. CatchUp, if set, is called instead for new clients and after a gap.
+// A client without a last event ID first receives the values of its topics, in the
+// order they were published; if History is negative, so does every client that
+// connects. A client that is behind receives only the newest value of each key, and
+// all other events. If CatchUp is set, it is called in place of sending the values,
+// both for a client without a last event ID and after a gap.
 //
 // A value is kept, whatever HistoryBytes and HistoryAge are, until it is replaced or
-// removed, until Reset, or until the end of its topic leaves the history. If users
+// removed, or until Reset. After [Broker.End] of its topic, it is kept for as long as
+// that end is in the history. If users
 // choose the keys, limit their number, which is in [Stats]: each takes some 220
 // bytes besides the key and the event. An event in several topics is replaced in
 // each separately. Set and Publish may be mixed.
@@ -261,19 +265,23 @@ func (b *Broker) Remove(key string, ev Event, topics ...string) (id string, err 
 //
 //	appendLocked       puts its frame in the log
 //	announceLocked     finds those who wait for it, by walkLocked
-//	wakeLocked         gives each of them its signal, or puts its connection in the queue
+//	wakeLocked         notes their signals, which unlock gives, or puts their
+//	                   connections in the queue
 //
 // A handler, or a loop over Subscribe, waits for its signal in deliver:
 //
 //	deliver            calls next and sends what that returns
 //	next               decides what is sent, by readLogLocked
-//	Writer.sendFrames  writes that to the client, by writePieces, and flushes it
+//	Writer.sendFrames  writes that to the client, by writePieces, and flushes it;
+//	                   in a loop over Subscribe, a function there yields it
 //
 // A worker takes the connection of a detached client from the queue:
 //
+//	worker.work        takes it
 //	worker.serve       calls next and tries to send what that returns
 //	next               as above
-//	attempt.writeFrom  writes that to the socket, by writeAll
+//	attempt.writeFrom  writes that to the socket, by writeAll; if the socket is full,
+//	                   a goroutine goes on in conn.attend, by deliver
 func (b *Broker) publish(ev Event, topics []string, change func(*frame)) (id string, err error) {
 	if err := ev.check(); err != nil {
 		return "", err
@@ -306,13 +314,14 @@ func (b *Broker) publish(ev Event, topics []string, change func(*frame)) (id str
 // continues with those. A loop over Subscribe ends with [ErrEnded].
 //
 // A client that connects later, without a last event ID and to ended topics only,
-// receives their events in the history, or what CatchUp yields, and then the end. If
-// one of its topics has not ended, it begins with the next event; see [Earliest].
+// receives their events in the history, or what CatchUp yields, and then the end. A
+// client that has another topic too begins with the next event; see [Earliest].
 //
-// A topic stays ended while its end is in the history or a subscriber from before
-// the end is connected. After that, its name denotes a new topic, so use a name only
-// once, or use a Broker for each job, which takes 1.6 KB and its history. To end a
-// topic again has no effect. End returns [ErrClosed] after Shutdown.
+// A topic stays ended for as long as its end is in the history, or a subscriber that
+// came before the end is connected. After that, its name denotes a new topic, so use
+// each name only once. A Broker for each job is possible too: a Broker takes 1.6 KB
+// and its history. To end a topic again has no effect. End returns [ErrClosed] after
+// Shutdown.
 func (b *Broker) End(topics ...string) error {
 	b.mu.Lock()
 	defer b.unlock()
@@ -329,7 +338,7 @@ func (b *Broker) End(topics ...string) error {
 	if len(open) == 0 {
 		return nil
 	}
-	f := b.log.newEnd()
+	f := b.log.newTopicsEnd()
 	b.appendLocked(f, open, nil)
 	for _, t := range f.topics {
 		t.ended, t.owed = f.seq, len(t.members)
@@ -399,9 +408,9 @@ func (b *Broker) Reset(lastEventID string) error {
 // no queue of its own. What is kept for reconnecting clients and what is kept for
 // clients that are behind are the same frames.
 
-// minQueue is how many frames the log keeps at least, however small History is,
-// because the log is also the queue of the clients that are connected: a burst must
-// not look like a gap.
+// minQueue is how many frames the log keeps within HistoryBytes, however small
+// History is, because the log is also the queue of the clients that are connected: a
+// burst must not look like a gap.
 const minQueue = 256
 
 // A place is where a frame stands in the log. It is guarded by the Broker's mu.
@@ -486,9 +495,9 @@ func (l *eventLog) identify(f *frame) error {
 	return nil
 }
 
-// newEnd returns a frame for an end, which append may take next.
-func (l *eventLog) newEnd() *frame {
-	return &frame{mark: true, isEnd: true, id: l.idAfter(l.head), place: place{seq: l.head + 1}}
+// newTopicsEnd returns a frame for an end, which append may take next.
+func (l *eventLog) newTopicsEnd() *frame {
+	return &frame{mark: true, endsTopics: true, id: l.idAfter(l.head), place: place{seq: l.head + 1}}
 }
 
 // append adds f, which identify has numbered.
@@ -502,7 +511,7 @@ func (l *eventLog) append(f *frame) {
 	}
 	l.head = f.seq
 	l.slots[f.seq&uint64(len(l.slots)-1)] = f
-	if !f.isEnd { // which takes no place in the history from events
+	if !f.endsTopics { // which takes no place in the history from events
 		l.events++
 		f.size = f.measure()
 	}
@@ -510,15 +519,15 @@ func (l *eventLog) append(f *frame) {
 	l.size += f.size
 }
 
-// overfull reports whether the oldest frame need not be kept any longer. Only more ends
-// than the history is to have events push events out.
+// overfull reports whether the oldest frame need not be kept any longer. Ends do not
+// count as events of the history: they are limited to the same number separately.
 func (l *eventLog) overfull(now time.Time) bool {
 	if l.len() == 0 {
 		return false
 	}
 	oldest, most := l.at(l.tail), max(l.history, minQueue)
 	events := int(l.events - oldest.events) // and the oldest, unless it is an end
-	if !oldest.isEnd {
+	if !oldest.endsTopics {
 		events++
 	}
 	return events > most || l.len()-events > most ||
@@ -660,7 +669,7 @@ func (b *Broker) evictLocked() {
 	f := b.log.evict()
 	for _, t := range f.topics {
 		switch {
-		case f.isEnd:
+		case f.endsTopics:
 			b.loseValuesLocked(t)
 			b.forgetKeysLocked(t)
 			t.forgetEnd(b.log.tail)
@@ -686,12 +695,12 @@ const (
 	signalsAtOnce = 64
 )
 
-// A topic exists as long as it has a subscriber, a frame in the log, or a key. mu guards
-// all but name and self, which do not change.
+// A topic exists as long as it has a subscriber, a frame in the log, or a key. mu
+// guards all but name and self, which do not change.
 //
-// A topic counts its waiting members in two groups, so that announceLocked need not
-// look at a topic where nobody waits for its newest frame, and can end its walk with
-// the last that does. Publish moves all of them to toWake at once, in constant time.
+// A topic counts its waiting members in two groups, so that announceLocked can end its
+// walk with the last member that waits for the newest frame. Publish moves all of them
+// to toWake at once, in constant time.
 //
 // Whenever mu is free:
 //
@@ -771,7 +780,7 @@ func (b *Broker) forgetKeyLocked(topics []*topic, key string) {
 
 // takeTopicsLocked takes the topics away from f, the value of a key in some of them.
 func (b *Broker) takeTopicsLocked(f *frame, topics []*topic) {
-	var rest []*topic // a copy, since announce may be reading the slice, having given mu up
+	var rest []*topic // a copy, since announceLocked may be reading the slice, having paused
 	for _, t := range f.topics {
 		if !hasTopic(topics, t) {
 			rest = append(rest, t)
@@ -803,7 +812,8 @@ func (b *Broker) forgetKeysLocked(t *topic) {
 	b.releaseTopicsLocked(t.self)
 }
 
-// loseValuesLocked notes who has not considered all values of t, which will be forgotten.
+// loseValuesLocked notes who has not considered all values of t, which will be
+// forgotten.
 func (b *Broker) loseValuesLocked(t *topic) {
 	if len(t.values) == 0 {
 		return
@@ -896,24 +906,26 @@ func (m *members) remove(s *subscriber, nth int) {
 //     its cursor up to announced, past what others published.
 //  3. If a subscriber does not wait, its sender will call next. Before it waits,
 //     next has looked at the whole log and at each reason to say something or to
-//     end. If deliver is its sender, it may wait while its last batch is being sent.
+//     end. A subscriber whose sender is deliver waits already while deliver sends
+//     the last batch.
 //  4. Only next sets waiting. Only a subscriber that waits is woken: another
 //     would skip frames.
 //  5. Whoever clears waiting, other than next and leave, gives one signal: a token,
 //     or a place in the queue of connections. The connection of a subscriber that
 //     waits has no owner; any other has one: the queue, a worker, or a goroutine in
 //     attend. Only the owner uses it.
-//  6. A cursor before log.tail means that frames were missed only if one of the
-//     subscriber's topics lost one from there on, after state. After a Reset all
-//     did. The other frames before log.tail that are for it are values of keys.
-//     If their topic has ended and forgets them, lost is set at once.
+//  6. A subscriber whose cursor is before log.tail has missed frames only if one of
+//     its topics lost a frame that is not before the cursor and is after state. All
+//     other frames before log.tail that are for it are values of keys. A Reset makes
+//     all subscribers lost; a topic that ends and forgets its keys, those who have
+//     not received all of its values.
 //  7. What next returns counts as received, since a failed write ends the stream.
 //  8. end is set once; the first reason wins.
 type subscriber struct {
+	// These do not change once next was called.
 	b      *Broker
 	topics []*topic // sorted by name
 	client bool     // counts against MaxClients, and in topic.clients
-	echo   bool     // lastID may be repeated to the client before the log knows it
 
 	// signal takes a token when deliver is to look at the subscriber again. It is
 	// nil if the client was detached: the connection is then put in the queue.
@@ -928,20 +940,24 @@ type subscriber struct {
 	cursor  uint64   // the first frame it has not considered
 	state   uint64   // up to this frame, only values of keys are for it
 	owedEnd bool     // all topics had ended when it came
-	untold  bool     // no position is told before the cursor is past state
+	untold  bool     // it has no ID before it has received all values up to state
 	waiting bool     // for a frame, an end, or a reason to say something
 	lost    bool     // what comes after lastID is not in the log
 	resets  int      // of the log, when it was last in it
 	idle    bool     // a keep-alive is due
-	opening []*frame // what next returns first: reconnection time and ID
+	opening []*frame // what next returns first: reconnection time and ID, detached with the headers
 	held    *frame   // the large frame that it is being sent, if any
 	end     error    // why the stream is over
-	ending  error    // why it is once the last batch was sent; for whoever sends it
 	got     uint64   // the round in which it received something last
 	cancel  context.CancelFunc
 
 	lastID  string // ID of the last event it received, or what it came with
+	echo    bool   // lastID may be repeated to it: the log knew it, or it came in the header
 	lastSeq uint64 // the position of the newest ID that it received
+
+	// ending is why the stream is over once the last batch was sent. next sets it for
+	// the sender, which alone reads it.
+	ending error
 
 	// over is set with end. A loop over Subscribe reads it within a batch, without mu.
 	over atomic.Bool
@@ -950,8 +966,10 @@ type subscriber struct {
 	// 0. It is written by the goroutine that writes.
 	began atomic.Uint64
 
-	cutting sync.Mutex // held during a call of cut, which must not come after the handler's return
-	cut     func()     // ends a write
+	// cutting guards cut and is held while it is called: that must not be after the
+	// handler's return.
+	cutting sync.Mutex
+	cut     func() // ends a write
 }
 
 // wants reports whether one of the frame's topics is the subscriber's.
@@ -1046,7 +1064,8 @@ func (b *Broker) setCursorLocked(s *subscriber, lastID string) {
 	default:
 		// From now on, after the values of keys: a newcomer, or any client if there
 		// is no history to come back to.
-		s.lastID = cmp.Or(lastID, b.replayLocked(s, head+1))
+		id := b.replayLocked(s, head+1)
+		s.lastID = cmp.Or(lastID, id)
 	}
 	if lastID == "" || lastID == Earliest {
 		s.echo = true // nothing that it brought is repeated
@@ -1229,8 +1248,8 @@ const (
 )
 
 // next is the only place that decides what a subscriber is sent next and how it
-// goes on. It appends that to batch, which it empties first. What it returned the
-// last time has been sent, unless the subscriber waited.
+// goes on. It appends that to batch, which it empties first. The sender calls it when
+// it has sent what next returned before.
 //
 // The order is fixed: what opens the stream; a reason to end at once; a gap; the log,
 // with the position after the values of keys; a reason to end once the log is read;
@@ -1270,7 +1289,7 @@ func (s *subscriber) next(batch []*frame) ([]*frame, step) {
 	case b.closed:
 		return b.sayGoodbyeLocked(s, ErrClosed, batch), last
 	case len(batch) == 0 && s.idle:
-		batch = b.keepAliveLocked(s)
+		batch = append(batch, b.keepAliveLocked(s)...)
 	}
 	// Where deliver sends the batch, the subscriber waits from now on, which spares
 	// another call of next for nearly every event. A worker gives the connection away
@@ -1300,7 +1319,7 @@ func (b *Broker) readLogLocked(s *subscriber, batch []*frame) []*frame {
 			work += 1 + len(s.topics)
 		}
 		cursor = f.seq + 1
-		if !f.isEnd && s.wants(f) {
+		if !f.endsTopics && s.wants(f) {
 			batch = append(batch, f)
 			bytes += len(f.body)
 		}
@@ -1368,15 +1387,15 @@ func (b *Broker) releaseHeldLocked(s *subscriber) {
 	}
 }
 
-// isPinnable reports whether f is large and is kept for those alone who are being sent it:
-// it has left the log, and is no key's value.
+// isPinnable reports whether f is large and is kept for those alone who are being
+// sent it: it has left the log, and is no key's value.
 func (b *Broker) isPinnable(f *frame) bool {
 	return f.isLarge() && f.seq < b.log.tail && (!f.keyed || len(f.topics) == 0)
 }
 
-// limitPinnedLocked disconnects the clients that have been at a large frame longest,
-// if such frames have left the log, are kept for slow clients alone, and take up more
-// than HistoryBytes. A single frame is left to them, whatever its size.
+// limitPinnedLocked disconnects the clients that are being sent the oldest large
+// frame, if such frames have left the log, are kept for slow clients alone, and take
+// up more than HistoryBytes. A single frame is left to them, whatever its size.
 func (b *Broker) limitPinnedLocked() {
 	var late []*subscriber
 	for b.log.bytes >= 0 && b.pinned > b.log.bytes && b.pinnedN > 1 {
@@ -1430,8 +1449,9 @@ func (b *Broker) gapLocked(s *subscriber) *frame {
 
 // endLocked ends the stream of s for this reason, unless it has ended for another
 // one. A write that is under way is completed; then next says goodbye. These are the
-// reasons, where they come from, and the client's last words. They replace what is
-// pending, except with those from next, which it says when it has read the log.
+// reasons, where they come from, and the last words that the client is sent. Those
+// from next come when the log is read to its end; for the others, what is pending is
+// not sent.
 //
 //	ErrEnded           next                the event "end"
 //	ErrEnded           catchUp             the event "end"
@@ -1445,10 +1465,11 @@ func (b *Broker) gapLocked(s *subscriber) *frame {
 //	the context's end  deliver             a random reconnection time
 //	ErrClientLeft      a failed write      none
 //	errSilent          conn.look           none; the connection is reset
-//	errPanic           Serve, conn.attend  none
+//	errPanic           Serve, Detach, conn.attend   none
 //
-// ErrTooSlow, which the two in the middle wrap, is counted in Stats.TooSlow, and
-// resets a detached connection. ErrFull is for clients that never join.
+// sayGoodbyeLocked and goodbye make the last words. errWriteTimeout and
+// errHoldsTooMuch wrap ErrTooSlow, which is counted in Stats.TooSlow and resets a
+// detached connection. ErrFull is for clients that never join.
 func (b *Broker) endLocked(s *subscriber, reason error) {
 	if s.end != nil {
 		return
@@ -1557,7 +1578,10 @@ func (s *subscriber) catchUp(ctx context.Context, send func([]*frame) error) err
 			err = ev.check()
 		}
 		if err != nil {
-			return cmp.Or(flush(), s.catchUpFailed(ctx, err))
+			if left := flush(); left != nil {
+				return left
+			}
+			return s.catchUpFailed(ctx, err)
 		}
 		f := newFrame(ev)
 		batch, bytes = append(batch, f), bytes+len(f.body)
@@ -1653,11 +1677,12 @@ func (s *subscriber) goOn(since uint64, upTo, lastID string, yielded bool) []*fr
 // beyond MaxClients, a client receives only a reconnection time.
 //
 // Serve returns why the stream ended: an error that wraps [ErrClientLeft],
-// [ErrTooSlow], [ErrClosed], [ErrFull], [ErrEnded] or [ErrDisconnected], an error of
-// CatchUp or for MaxAge, or [http.ErrNotSupported] as NewWriter does. It returns nil
-// only for HEAD. The stream also ends when r's context is done. The error then wraps
-// the context's cause ([context.WithCancelCause]), if it has one; otherwise it is
-// ErrClientLeft, because net/http cancels the context too when the client leaves.
+// [ErrTooSlow], [ErrClosed], [ErrFull], [ErrEnded] or [ErrDisconnected], the error
+// that CatchUp yielded, an error that says that MaxAge was reached, or one that wraps
+// [http.ErrNotSupported], as from NewWriter. It returns nil only for HEAD. The stream
+// also ends when r's context is done. The error then wraps the context's cause
+// ([context.WithCancelCause]), if it has one; otherwise it is ErrClientLeft, because
+// net/http cancels the context too when the client leaves.
 //
 // To save writes, the response to a GET over HTTP/1.1 is not chunked and ends with
 // its connection. Only a stream with the event "end" is complete.
@@ -1674,8 +1699,8 @@ func (b *Broker) Serve(w http.ResponseWriter, r *http.Request, topics ...string)
 		return err
 	}
 	err = errPanic
-	defer func() { s.left(r, err) }()
-	s.came(r)
+	defer func() { s.leaveAndLog(r, err) }()
+	s.logJoined(r)
 	err = s.stream(w, r)
 	return err
 }
@@ -1706,8 +1731,11 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // Linux, the stream of a client that stops responding ends about WriteTimeout later.
 //
 // done may be called before Detach returns, or from another goroutine. A panic in
-// done is logged. Detach returns false if it refuses the client. In these cases it
-// serves the client as Serve does and returns false at the end:
+// done is logged.
+//
+// Detach returns false if it refuses the client, as Serve does. It also returns false
+// where it cannot take the connection over. It then serves the client as Serve does,
+// and blocks until the stream ends:
 //
 //   - the client speaks HTTP/2, or the server is not net/http's, as in package fcgi;
 //   - a ResponseWriter that wraps the server's has neither Hijack nor Unwrap;
@@ -1729,11 +1757,11 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 	err = errPanic
 	defer func() {
 		if !detached {
-			defer s.left(r, err) // Shutdown waits for done
+			defer s.leaveAndLog(r, err) // Shutdown waits for done
 			done(err)
 		}
 	}()
-	s.came(r)
+	s.logJoined(r)
 	c := takeOver(w, r, b.conns)
 	if c == nil {
 		err = s.stream(w, r)
@@ -1747,7 +1775,7 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 		r = nil // not kept for nothing
 	}
 	s.detach(ctx, c, head, func(err error) {
-		defer s.left(r, err)
+		defer s.leaveAndLog(r, err)
 		b.guard("the function given to Detach", func() { done(err) })
 	})
 	return true
@@ -1759,7 +1787,7 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 //	sessions.Delete(user)
 //	broker.Disconnect("user/" + user)
 //
-// A write in progress is completed; pending and later events are not sent. The
+// A write in progress or about to begin is completed; other events are not sent. The
 // context of a running CatchUp is canceled. Clients will reconnect, so revoke their
 // access first. A request that was authorized before the call but reaches Serve
 // after it is not affected; see MaxAge. Disconnect waits for no client.
@@ -1816,8 +1844,8 @@ func (b *Broker) admit(w http.ResponseWriter, r *http.Request, topics []string) 
 	return nil, err
 }
 
-// left takes note that the stream of s has ended for this reason.
-func (s *subscriber) left(r *http.Request, reason error) {
+// leaveAndLog removes s, whose stream has ended for this reason.
+func (s *subscriber) leaveAndLog(r *http.Request, reason error) {
 	s.b.leave(s, reason)
 	if errors.Is(reason, http.ErrNotSupported) {
 		s.b.warn("sse: no stream is possible", "error", reason)
@@ -1943,7 +1971,7 @@ func (b *Broker) openingLocked(s *subscriber) []*frame {
 func (b *Broker) sayGoodbyeLocked(s *subscriber, reason error, batch []*frame) []*frame {
 	s.ending = reason
 	if s.client && errors.Is(reason, ErrEnded) {
-		return append(batch, endFrame)
+		return append(batch, endEvent)
 	}
 	if !s.client || errors.Is(reason, errCut) || errors.Is(reason, ErrTooSlow) {
 		return batch
@@ -2176,8 +2204,8 @@ var errStop = errors.New("sse: loop left")
 // ----- Shutdown and Stats -----
 
 // Shutdown ends all streams and refuses new ones. Each client first receives the
-// pending events and a reconnection time; see Retry. Shutdown blocks until the last
-// subscriber has left, and so does any later call. If ctx is done before that,
+// pending events and a reconnection time; see Retry. Each call of Shutdown blocks
+// until the last subscriber has left. If ctx is done before that,
 // Shutdown disconnects the remaining ones and returns the cause of ctx's end. It
 // must not be called from a loop over Subscribe, from CatchUp, or from a function
 // given to Detach, because it waits for them.
@@ -2187,8 +2215,8 @@ var errStop = errors.New("sse: loop left")
 //	broker.Shutdown(ctx)
 //	srv.Shutdown(ctx)
 //
-// If the server's BaseContext ends before that, for example at SIGINT, streams of
-// Serve end with it, and Shutdown can send them nothing.
+// If the server's BaseContext is done before Shutdown is called, for example at
+// SIGINT, the streams of Serve end with it, and Shutdown can send them nothing.
 func (b *Broker) Shutdown(ctx context.Context) error {
 	b.mu.Lock()
 	b.initLocked()
@@ -2293,8 +2321,8 @@ func (b *Broker) warn(msg string, args ...any) {
 	}
 }
 
-// came logs that r was admitted as s.
-func (s *subscriber) came(r *http.Request) {
+// logJoined logs that r was admitted as s.
+func (s *subscriber) logJoined(r *http.Request) {
 	if s.b.logger().Enabled(r.Context(), slog.LevelDebug) {
 		s.b.debug(r, "sse: client came", "topics", topicNames(s.topics), "lastEventID", s.lastID)
 	}

@@ -30,8 +30,8 @@ const endID = "sse-end"
 // endType is the type of that event.
 const endType = "end"
 
-// endFrame is that event as it is written to a stream. It is not for Subscribe.
-var endFrame = &frame{id: endID, body: "event: " + endType + "\ndata: \n\n", mark: true}
+// endEvent is that event as it is written to a stream. It is not for Subscribe.
+var endEvent = &frame{id: endID, body: "event: " + endType + "\ndata: \n\n", mark: true}
 
 // An Event is one message of an event stream. The zero Event is a message with empty
 // data. An Event with only Retry set is not a message: it changes the client's
@@ -167,12 +167,12 @@ func appendField(b []byte, field, value string) []byte {
 
 // A frame is an event as it is written to a stream.
 type frame struct {
-	id      string
-	body    string // the event without its ID
-	mark    bool   // no event, and not for Subscribe: a comment, a reconnection time, an ID
-	isEnd   bool   // says that its topics have ended, and is not sent
-	keyed   bool   // the value of a key
-	holders int32  // clients that are being sent the frame, if it is large; guarded by the Broker's mu
+	id         string
+	body       string // the event without its ID
+	mark       bool   // no event, and not for Subscribe: a comment, a reconnection time, an ID
+	endsTopics bool   // says that its topics have ended, and is not sent
+	keyed      bool   // the value of a key; guarded by the Broker's mu
+	holders    int32  // clients that are being sent the frame, if it is large; guarded by the Broker's mu
 
 	place // in the log of a Broker; zero if it has none
 }

@@ -55,8 +55,9 @@
 // first sends it the events published after that one, from a history in memory. If
 // that event is not in the history, because it was evicted or because the program
 // was restarted, there is a gap: the client receives an event of type "gap" and then
-// the events in the history, or what [Broker.CatchUp] yields. A Broker that keeps a
-// history loses events in no other case.
+// the events in the history. If [Broker.CatchUp] is set, the client receives what
+// CatchUp yields instead. If the Broker keeps a history, a client that has a last
+// event ID loses events in no other case.
 //
 // A slow client delays nobody else. It catches up from the history, and is
 // disconnected if a write to it takes longer than [Broker.WriteTimeout].
@@ -107,7 +108,7 @@ import (
 var (
 	// ErrClientLeft is returned by Broker.Serve, Serve and the methods of Writer when
 	// the client has closed the connection, or the request's context was canceled
-	// without a cause. It also wraps the error of a write that failed.
+	// without a cause. The returned error also wraps that of a write that failed.
 	ErrClientLeft = errors.New("sse: client left")
 
 	// ErrTooSlow is returned by Broker.Serve, Serve and the methods of Writer when a
@@ -479,8 +480,8 @@ func (l *clientLoop) connect(req *http.Request) (healthy bool, err error) {
 			return healthy || time.Since(begun) > l.waited, err
 		case ev.Type == endType && ev.ID == endID:
 			return true, ErrEnded
-		case ctx.Err() != nil: // in the body of the loop
-			return true, ctx.Err()
+		case req.Context().Err() != nil: // in the body of the loop
+			return true, req.Context().Err()
 		case !l.yield(ev, nil):
 			return true, errLoopLeft
 		}

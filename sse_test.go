@@ -1437,6 +1437,47 @@ func TestClientReadTimeout(t *testing.T) {
 	}
 }
 
+// An event that arrives together with the timeout is yielded, and resumed from.
+func TestClientReadTimeoutTogetherWithAnEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked, reason := []string{}, error(nil)
+		c := &Client{ReadTimeout: time.Second, Logger: slog.New(slog.DiscardHandler)}
+		c.HTTPClient = &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			asked = append(asked, r.Header.Get("Last-Event-ID"))
+			if len(asked) == 2 {
+				return &http.Response{StatusCode: http.StatusNoContent, Body: http.NoBody, Request: r}, nil
+			}
+			body := readFunc(func(p []byte) (int, error) {
+				if r.Context().Err() != nil {
+					return 0, r.Context().Err()
+				}
+				time.Sleep(time.Second)
+				synctest.Wait() // the timer has fired
+				return copy(p, "id: 1\ndata: a\n\n"), nil
+			})
+			return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Content-Type": {"text/event-stream"}}, Body: io.NopCloser(body), Request: r}, nil
+		})}
+		c.CheckRetry = func(_ *http.Request, err error) error {
+			reason = err
+			return nil
+		}
+		var got []string
+		for ev, err := range c.Events(clientRequest(t)) {
+			if err == nil {
+				got = append(got, ev.ID)
+			}
+		}
+		if !slices.Equal(got, []string{"1"}) || !slices.Equal(asked, []string{"", "1"}) || !errors.Is(reason, os.ErrDeadlineExceeded) {
+			t.Errorf("got events %q, requests after %q, reason %v, want one event that is resumed from, and a timeout", got, asked, reason)
+		}
+	})
+}
+
+// A readFunc is an io.Reader.
+type readFunc func(p []byte) (int, error)
+
+func (f readFunc) Read(p []byte) (int, error) { return f(p) }
+
 func TestClientRequests(t *testing.T) {
 	eachClientProtocol(t, func(t *testing.T, protocol string) {
 		s := newClientServer(t, protocol, func(n int, w http.ResponseWriter, r *http.Request) {
@@ -8216,6 +8257,27 @@ func TestClientThatDoesNotSendItsBodyHoldsNothing(t *testing.T) {
 			})
 		}
 	}
+	// Nor if the client is cut off while the headers leave, after which the server's
+	// deadline for the body is lifted.
+	bubble("cut off with the first flush", func(t *testing.T) {
+		s := servePipe(t, &http.Server{}, func(w http.ResponseWriter, r *http.Request) error {
+			b := &Broker{}
+			return b.Serve(flushHook{wireMiddleware{w}, func() {
+				ctx, cancel := context.WithCancel(context.Background())
+				cancel()
+				b.Shutdown(ctx)
+			}}, r)
+		})
+		conn, err := s.dial()
+		wireCheck(t, err)
+		defer conn.Close()
+		start := time.Now()
+		go fmt.Fprint(conn, "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\n")
+		io.Copy(io.Discard, conn)
+		if got := time.Since(start); got > patience+linger {
+			t.Errorf("the connection was closed after %v, want it at once", got)
+		}
+	})
 	// One that was read is none to bound, and the connection serves the next stream.
 	bubble("the next on the connection", func(t *testing.T) {
 		s := servePipe(t, &http.Server{}, func(w http.ResponseWriter, r *http.Request) error {
@@ -12735,7 +12797,7 @@ func checkInvariants(t *testing.T, b *Broker) {
 		f := l.at(seq)
 		size += f.size
 		switch {
-		case f.isEnd:
+		case f.endsTopics:
 			ends++
 			must(f.id == last || l.history < 0 || last == "", "the end %d to have the ID before it, %q, got %q", seq, last, f.id)
 		case l.history >= 0 && !l.assigns(f.id):
@@ -14104,6 +14166,17 @@ type wireOpaque struct{ http.ResponseWriter }
 type wireMiddleware struct{ http.ResponseWriter }
 
 func (w wireMiddleware) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// A flushHook calls after behind each flush.
+type flushHook struct {
+	wireMiddleware
+	after func()
+}
+
+func (w flushHook) FlushError() error {
+	defer w.after()
+	return http.NewResponseController(w.ResponseWriter).Flush()
+}
 
 // A wireTape is an http.ResponseWriter that notes what is done to it.
 type wireTape struct {

@@ -48,22 +48,23 @@ type Writer struct {
 	// stream only; WriteByteTimeout in http.HTTP2Config ends the connection.
 	WriteTimeout time.Duration
 
-	// mu guards what follows noDeadline. It is nil in a Broker's Writer, which one
-	// goroutine uses.
+	w       http.ResponseWriter
+	rc      *http.ResponseController
+	ctx     context.Context
+	http2   bool   // a deadline is a timer of the stream's
+	hasBody bool   // the request has, and net/http may wait for it
+	endless bool   // a Broker's: the stream never finishes, it only breaks off
+	source  source // a Broker's client, whose sweep bounds the writes; nil for others
+	isCut   atomic.Bool
+
+	// mu guards the fields below. It is nil in a Broker's Writer, which one goroutine
+	// uses.
 	mu         mutex
-	w          http.ResponseWriter
-	rc         *http.ResponseController
-	ctx        context.Context
 	noDeadline bool      // w has none to set
-	http2      bool      // a deadline is a timer of the stream's
-	hasBody    bool      // the request has, and net/http may wait for it
-	endless    bool      // a Broker's: the stream never finishes, it only breaks off
-	source     source    // a Broker's client, whose sweep bounds the writes; nil for others
 	flushed    bool      // the headers were
 	wrote      time.Time // the beginning of the last write
 	buf        []byte    // reused by Send and Comment
 	err        error     // what ended the stream
-	isCut      atomic.Bool
 }
 
 // A mutex is a lock that is held while its channel is full. It may be held for as long
@@ -169,8 +170,8 @@ func (w *Writer) open(r *http.Request, hello []byte) error {
 	return w.write(hello)
 }
 
-// writeHeaders writes the headers, which leave with the first flush. The answer to HEAD is
-// complete then.
+// writeHeaders writes the headers, which leave with the first flush. The answer to
+// HEAD is complete then.
 func (w *Writer) writeHeaders(r *http.Request) error {
 	added := addHeaders(w.w.Header(), w.endless && endsWithConnection(r))
 	if r.Method == http.MethodHead {
@@ -377,7 +378,7 @@ func (w *Writer) close(reason error, sayEnd bool) error {
 		if !sayEnd {
 			return reason
 		}
-		if err = w.write(appendFrames(nil, []*frame{endFrame})); err == nil {
+		if err = w.write(appendFrames(nil, []*frame{endEvent})); err == nil {
 			return reason
 		}
 		reason = err
@@ -402,7 +403,7 @@ func (w *Writer) finish() {
 // write writes and flushes p, and keeps its memory for the next call, unless it is
 // much. The caller holds mu, or is the only one to know w.
 func (w *Writer) write(p []byte) error {
-	if cap(p) <= pieceBytes {
+	if c := cap(p); c > cap(w.buf) && c <= pieceBytes {
 		w.buf = p
 	}
 	if err := w.begin(); err != nil {
@@ -449,6 +450,9 @@ func (w *Writer) flush() error {
 	if !w.flushed {
 		w.flushed = true
 		w.rc.SetReadDeadline(time.Time{}) // net/http watches for the end of the connection
+		if w.isCut.Load() {               // perhaps before that
+			w.cut()
+		}
 	}
 	return nil
 }
@@ -560,14 +564,16 @@ type step int8
 
 const (
 	again      step = iota // call next again
-	wait                   // the source waits: it pushes its connection when there is more
+	wait                   // the source waits; when there is more, it gives its signal
 	askCatchUp             // only deliver goes on, since that may block
 	last                   // the stream has ended
 )
 
-// A source is what a connection is fed from. The one there is, is a subscriber.
+// A source is what a connection is fed from. Its only implementation is subscriber.
 type source interface {
-	// next returns what to send next, in place of batch, which was sent.
+	// next returns what to send next, in place of batch, which was sent. If the source
+	// waits, there is nothing to send, and the caller does not own the connection
+	// anymore: the source pushes it when there is more.
 	next(batch []*frame) ([]*frame, step)
 
 	// deliver sends batch and what follows by send, which may block, until the
@@ -594,7 +600,8 @@ type source interface {
 //	                                                     │
 //	                                 no owner, or closed ◄┘
 //
-// Only its owner uses a conn, but for breakOff, which ends a write at any time.
+// Only its owner uses a conn, except for breakOff, which ends a write at any time, and
+// for suspect and behind. The fields above answered do not change.
 type conn struct {
 	conn     net.Conn
 	raw      syscall.RawConn // nil: there is no way to write without waiting
@@ -603,7 +610,7 @@ type conn struct {
 	queue    *connQueue
 	answered time.Time // when isSilent last found that the peer is there
 	suspect  bool      // whether the peer has left is to be checked; set before push
-	behind   *conn     // in the queue
+	behind   *conn     // in the queue; guarded by the queue's mu
 }
 
 // takeOver takes the connection over from w. It returns nil, having done nothing, if
@@ -671,8 +678,8 @@ func (c *conn) attend(batch []*frame, skip int, then step) {
 	})
 }
 
-// sendFrames writes the frames, without their first skip bytes, and waits until the client
-// has taken them.
+// sendFrames writes the frames, without their first skip bytes, and waits until the
+// client has taken them.
 func (c *conn) sendFrames(frames []*frame, skip int) error {
 	defer c.source.writing(false)
 	r := frameReader{frames: frames, skip: skip}
@@ -799,9 +806,9 @@ func (c *conn) transport() net.Conn {
 // A connQueue holds the connections that have something to be sent, and the workers
 // that send it. There are workers only as long as there is work.
 //
-// A worker waits for no client, with one exception: over TLS, a write cannot be tried
-// and may wait. A worker that is stuck in such a write is replaced by another one,
-// and serves only that connection from then on.
+// A worker waits for no client, with one exception: where conn.raw is nil, as over
+// TLS, a write cannot be tried and may wait. A worker that is stuck in such a write is
+// replaced by another one, and serves only that connection from then on.
 type connQueue struct {
 	timeout    time.Duration       // WriteTimeout
 	unanswered func(net.Conn) byte // the function of that name, except in tests
@@ -892,8 +899,10 @@ func (q *connQueue) watch() {
 		}
 		w.seen = writes
 	}
-	q.replacing = max(stuck, min(2*q.replacing, 1024)*min(stuck, 1))
-	if q.first != nil {
+	if stuck > 0 {
+		stuck = max(stuck, min(2*q.replacing, 1024))
+	}
+	if q.replacing = stuck; q.first != nil {
 		for range q.replacing {
 			q.startWorkerLocked().seen = 1 // stuck if it is in its first write the next time
 		}
@@ -903,7 +912,8 @@ func (q *connQueue) watch() {
 	}
 }
 
-// A worker sends what there is to be sent, to one connection after the other.
+// A worker sends what there is to be sent, to one connection after the other. What is
+// not said to be guarded is its goroutine's.
 type worker struct {
 	queue    *connQueue
 	attempt  *attempt
