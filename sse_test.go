@@ -31,7 +31,6 @@ import (
 	"regexp"
 	"runtime"
 	"runtime/debug"
-	"runtime/pprof"
 	"slices"
 	"strconv"
 	"strings"
@@ -1665,15 +1664,24 @@ func TestClientNeedsNoGoroutineOfItsOwn(t *testing.T) {
 	c := &Client{HTTPClient: &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
 		return &http.Response{StatusCode: 200, Header: http.Header{"Content-Type": {"text/event-stream"}}, Body: io.NopCloser(&repeatingReader{text: "data: a\n\n"}), Request: r}, nil
 	})}}
-	goroutines, n := runtime.NumGoroutine(), 0
-	for _, err := range c.Events(clientRequest(t)) {
-		if got := runtime.NumGoroutine(); err != nil || got > goroutines {
-			t.Fatalf("got %v and %d goroutines in the loop, want %d", err, got, goroutines)
+	synctest.Test(t, func(t *testing.T) {
+		_, goroutines := bubbleGoroutines()
+		n := 0
+		for _, err := range c.Events(clientRequest(t)) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n++; n%1000 == 1 {
+				synctest.Wait()
+				if all, got := bubbleGoroutines(); got != goroutines {
+					t.Fatalf("got %d goroutines in the loop, want %d as before:\n%s", got, goroutines, all)
+				}
+			}
+			if n == 10_000 {
+				break
+			}
 		}
-		if n++; n == 10_000 {
-			break
-		}
-	}
+	})
 }
 
 // The loop's end closes the body, and each connection's body before the next one is made.
@@ -6964,18 +6972,13 @@ func TestBodyThatIsNone(t *testing.T) {
 				if c.chunks {
 					t.Error("the stream is in chunks")
 				}
-				if left := runtime.NumGoroutine(); s.settle > 0 && strings.Contains(allStacks(), "ServeHTTP") {
-					t.Errorf("the handler has not returned, among %d goroutines", left)
+				if stacks, _ := bubbleGoroutines(); s.settle > 0 && strings.Contains(stacks, "ServeHTTP") {
+					t.Errorf("the handler has not returned:\n%s", stacks)
 				}
 				b.Shutdown(t.Context())
 			})
 		})
 	}
-}
-
-func allStacks() string {
-	buf := make([]byte, 1<<20)
-	return string(buf[:runtime.Stack(buf, true)])
 }
 
 // Varnish holds back the beginning of a stream that is not in chunks.
@@ -9252,8 +9255,9 @@ func detachTCP(t *testing.T, b *Broker) *detachedTCP {
 
 // isStuckInAWrite reports whether a client's goroutine waits for room in its socket.
 func isStuckInAWrite() bool {
-	stacks := allStacks()
-	return strings.Contains(stacks, "(*attempt).send") && strings.Contains(stacks, "waitWrite")
+	return slices.ContainsFunc(allStacks(), func(stack string) bool {
+		return strings.Contains(stack, "(*attempt).send") && strings.Contains(stack, "waitWrite")
+	})
 }
 
 // One that is cut off is sent nothing more, neither what is in the socket's buffer nor
@@ -9617,6 +9621,7 @@ func (c *deadlineConn) SetWriteDeadline(deadline time.Time) error {
 // However many clients are owed something, a few goroutines give it to them.
 func TestDetachNeedsNoGoroutineForEachClient(t *testing.T) {
 	const n = 200
+	before := runtime.NumGoroutine() // others only become fewer
 	b := &Broker{Logger: slog.New(slog.DiscardHandler)}
 	defer b.Shutdown(t.Context())
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { b.Detach(w, r, nil) }))
@@ -9633,7 +9638,7 @@ func TestDetachNeedsNoGoroutineForEachClient(t *testing.T) {
 		delivered := b.Stats().Delivered
 		b.Publish(Event{Data: "x"})
 		for b.Stats().Delivered < delivered+n {
-			most = max(most, runtime.NumGoroutine())
+			most = max(most, runtime.NumGoroutine()-before)
 		}
 	}
 	if most > n/2 {
@@ -9650,7 +9655,6 @@ func TestDetachOverTCP(t *testing.T) {
 		b.Detach(w, r, func(err error) { reasons <- err })
 	}))
 	defer srv.Close()
-	goroutines := runtime.NumGoroutine()
 	const n = 50
 	conns := make([]net.Conn, n)
 	streams := make([]*Decoder, n)
@@ -9673,7 +9677,7 @@ func TestDetachOverTCP(t *testing.T) {
 			t.Fatalf("client %d: got %+v, %v", i, e, err)
 		}
 	}
-	eventually(t, "no goroutine for an idle client", func() bool { return runtime.NumGoroutine() <= goroutines+2 })
+	eventuallyGoroutines(t, 0) // none for an idle client
 
 	// More than the system takes for those who do not read.
 	const events = 300
@@ -9689,7 +9693,7 @@ func TestDetachOverTCP(t *testing.T) {
 			}
 		}
 	}
-	eventually(t, "a goroutine for each client that does not read", func() bool { return runtime.NumGoroutine() >= goroutines+n-10 })
+	eventuallyGoroutines(t, n-10) // one for each client that does not read
 	for _, conn := range conns[10:] {
 		conn.Close()
 	}
@@ -9713,7 +9717,7 @@ func TestDetachOverTCP(t *testing.T) {
 			t.Errorf("done: got %v, want ErrClosed", err)
 		}
 	}
-	eventually(t, "no goroutine left", func() bool { return runtime.NumGoroutine() <= goroutines })
+	eventuallyGoroutines(t, 0)
 }
 
 // A panic in code of the program costs one client, and nobody else notices.
@@ -10428,8 +10432,8 @@ func TestSubscribeLoopMayUseTheBroker(t *testing.T) {
 // Shutdown.
 
 func TestShutdownOfAThousandStreams(t *testing.T) {
-	before := runtime.NumGoroutine()
 	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		_, goroutines := bubbleGoroutines()
 		b := &Broker{Retry: time.Second}
 		s := serve(t, b)
 		stop := make(chan struct{})
@@ -10473,13 +10477,10 @@ func TestShutdownOfAThousandStreams(t *testing.T) {
 		if got := b.Stats(); got.Clients != 0 || got.Topics != 1 || got.Delivered != 50*n {
 			t.Errorf("Stats: got %+v, want no client and %d delivered", got, 50*n)
 		}
+		if stacks, got := bubbleGoroutines(); got > goroutines {
+			t.Errorf("got %d goroutines, want %d as before:\n%s", got, goroutines, stacks)
+		}
 	})
-	eventually(t, "no goroutine left", func() bool { return runtime.NumGoroutine() <= before })
-	if t.Failed() {
-		var stacks strings.Builder
-		pprof.Lookup("goroutine").WriteTo(&stacks, 1)
-		t.Log(stacks.String())
-	}
 }
 
 // What Shutdown says last does not make a client forget what it got just before.
@@ -11231,13 +11232,13 @@ func TestBurstLeavesInTwoFlushes(t *testing.T) {
 
 func TestServeNeedsNoGoroutineOfItsOwn(t *testing.T) {
 	b := &Broker{Logger: slog.New(slog.DiscardHandler)}
-	before := runtime.NumGoroutine()
+	eventuallyGoroutines(t, 0) // of another test
 	publish := discardClients(t, b, 200)
 	for range 10 {
 		publish()
 	}
-	// The one that hands out events is about to end.
-	eventually(t, "200 goroutines for 200 clients, handlers included", func() bool { return runtime.NumGoroutine()-before <= 200 })
+	// The handlers' own. The one that hands out events is about to end.
+	eventuallyGoroutines(t, 200)
 }
 
 // The model of promise 1: random schedules, and what each client may see of them.
@@ -14223,13 +14224,48 @@ func clientRequest(t *testing.T) *http.Request {
 	return r
 }
 
-// bubbleGoroutines returns the stacks of all goroutines, and how many of them belong
-// to the caller's bubble.
+// bubbleGoroutines returns the stacks of the goroutines of the caller's bubble, and
+// how many there are.
 func bubbleGoroutines() (stacks string, n int) {
-	buf := make([]byte, 1<<20)
-	stacks = string(buf[:runtime.Stack(buf, true)])
-	bubble := regexp.MustCompile(`synctest bubble \d+`).FindString(stacks) // the caller comes first
-	return stacks, strings.Count(stacks, bubble+"]")
+	all := allStacks()
+	bubble := regexp.MustCompile(`synctest bubble \d+]`).FindString(all[0]) // the caller comes first
+	in := slices.DeleteFunc(all, func(stack string) bool { return !strings.Contains(stack, bubble) })
+	return strings.Join(in, "\n\n"), len(in)
+}
+
+var ofThePackage = regexp.MustCompile(`/(sse|event|writer|broker)\.go:\d`)
+
+// packageGoroutines returns the stacks of the goroutines that run the package's code, or
+// were begun by it, and those of net/http's servers that run a handler: of all tests, but
+// not the caller's. runtime.NumGoroutine counts others too, of the runtime and of net/http,
+// that come and go.
+func packageGoroutines() []string {
+	return slices.DeleteFunc(allStacks()[1:], func(stack string) bool {
+		return !ofThePackage.MatchString(stack) && !strings.Contains(stack, "ServeHTTP")
+	})
+}
+
+// eventuallyGoroutines waits until there are so many packageGoroutines.
+func eventuallyGoroutines(t *testing.T, want int) {
+	t.Helper()
+	var got []string
+	eventually(t, "goroutines of the package", func() bool {
+		got = packageGoroutines()
+		return len(got) == want
+	})
+	if t.Failed() {
+		t.Fatalf("got %d goroutines, want %d:\n%s", len(got), want, strings.Join(got, "\n\n"))
+	}
+}
+
+// allStacks returns the stack of each goroutine, the caller's first.
+func allStacks() []string {
+	for size := 1 << 20; ; size *= 2 {
+		buf := make([]byte, size)
+		if n := runtime.Stack(buf, true); n < size {
+			return strings.Split(strings.TrimSpace(string(buf[:n])), "\n\n")
+		}
+	}
 }
 
 // streamText sends text as part of an event stream.
