@@ -425,8 +425,8 @@ func TestBrokenStreamLooksBroken(t *testing.T) {
 					client := openWireStream(t, srv, "GET", nil)
 					client.want(":\ndata: a\n\n")
 					client.wantEnd()
-					if srv.dials != 1 {
-						t.Errorf("got %d connections, want 1", srv.dials)
+					if srv.dials() != 1 {
+						t.Errorf("got %d connections, want 1", srv.dials())
 					}
 				}
 			})
@@ -470,8 +470,8 @@ func TestServeLeavesTheConnection(t *testing.T) {
 				time.Sleep(pause)
 				client.want(want)
 				client.wantEnd()
-				if srv.dials != 1 {
-					t.Fatalf("%s, round %d: got %d connections, want 1", method, i, srv.dials)
+				if srv.dials() != 1 {
+					t.Fatalf("%s, round %d: got %d connections, want 1", method, i, srv.dials())
 				}
 			}
 		}
@@ -2682,8 +2682,8 @@ func TestWriterOutlivesServerTimeouts(t *testing.T) {
 					time.Sleep(5 * time.Second)
 					client.wantEnd()
 				}
-				if srv.dials > 1 && strings.HasPrefix(protocol, "HTTP/2") {
-					t.Errorf("got %d connections, want 1", srv.dials)
+				if srv.dials() > 1 && strings.HasPrefix(protocol, "HTTP/2") {
+					t.Errorf("got %d connections, want 1", srv.dials())
 				}
 			})
 		})
@@ -13863,9 +13863,11 @@ func hangUpTime(protocol string) time.Duration {
 type wireServer struct {
 	*httptest.Server
 	listener *pipeListener
-	dials    int
 	http10   bool                    // its clients speak HTTP/1.0
 	wrap     func(net.Conn) net.Conn // nil, or what the clients' connections go through
+
+	connsMu sync.Mutex
+	conns   []net.Conn // the clients' ends
 }
 
 func newWireServer(t *testing.T, protocol string, handler http.HandlerFunc, options ...func(*http.Server)) *wireServer {
@@ -13897,8 +13899,22 @@ func newWireServer(t *testing.T, protocol string, handler http.HandlerFunc, opti
 	transport.Protocols = &protocols
 	transport.DialContext = func(context.Context, string, string) (net.Conn, error) { return s.connect() }
 	transport.HTTP2 = &http.HTTP2Config{MaxReceiveBufferPerStream: 64 << 10} // soon full if nobody reads
-	t.Cleanup(s.Close)
+	t.Cleanup(func() {
+		// net/http closes connections with its mutexes held. With TLS that would wait for
+		// the other end to read, and fake time stands still while anybody waits for a mutex.
+		s.hangUp()
+		s.Close()
+	})
 	return s
+}
+
+// hangUp closes the clients' connections without a word.
+func (s *wireServer) hangUp() {
+	s.connsMu.Lock()
+	defer s.connsMu.Unlock()
+	for _, conn := range s.conns {
+		conn.Close()
+	}
 }
 
 func shortTimeouts(s *http.Server) {
@@ -13907,12 +13923,24 @@ func shortTimeouts(s *http.Server) {
 }
 
 func (s *wireServer) connect() (net.Conn, error) {
-	s.dials++
 	conn, err := s.listener.dial()
-	if err == nil && s.wrap != nil {
+	if err != nil {
+		return nil, err
+	}
+	s.connsMu.Lock()
+	defer s.connsMu.Unlock()
+	s.conns = append(s.conns, conn)
+	if s.wrap != nil {
 		conn = s.wrap(conn)
 	}
-	return conn, err
+	return conn, nil
+}
+
+// dials returns how often clients have connected.
+func (s *wireServer) dials() int {
+	s.connsMu.Lock()
+	defer s.connsMu.Unlock()
+	return len(s.conns)
 }
 
 func (s *wireServer) dial(t *testing.T) net.Conn {
@@ -14194,13 +14222,6 @@ func newClientServer(t *testing.T, protocol string, answer func(n int, w http.Re
 		s.mu.Unlock()
 		s.answer(n, w, r)
 	})
-	s.Client().Transport.(*http.Transport).DialContext = func(context.Context, string, string) (net.Conn, error) {
-		conn, err := s.listener.dial()
-		if err == nil && s.wrap != nil {
-			conn = s.wrap(conn)
-		}
-		return conn, err
-	}
 	return s
 }
 
