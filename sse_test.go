@@ -5433,7 +5433,7 @@ func TestValuesThatLeftTheHistoryAreNotMissed(t *testing.T) {
 
 // A newcomer is told a position right after the whole state, and none before.
 func TestPositionIsToldAfterTheState(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{History: 1}
 		s := serve(t, b)
 		for i := range 600 { // more than are sent at once
@@ -6489,14 +6489,40 @@ func TestMaxClients(t *testing.T) {
 // A client that is turned away and announced a body that it does not send holds its
 // connection no longer than another.
 func TestClientThatIsTurnedAwayAndDoesNotSendItsBody(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{MaxClients: 1, Logger: slog.New(slog.DiscardHandler)}
 		s := serve(t, b)
 		s.get("/", "").want("")
-		c := s.get("/", "Content-Length: 10\r\n")
+		conn, err := s.dial()
+		wireCheck(t, err)
+		defer conn.Close()
+		fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\n")
+		conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+		if _, err := io.Copy(io.Discard, conn); err != nil { // past the last chunk
+			t.Errorf("after 20 s: got %v, want the end of the connection", err)
+		}
+	})
+}
+
+// Nor does one that reads no further than to the last chunk.
+func TestClientThatIsTurnedAwayAndDoesNotReadTheEnd(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{MaxClients: 1, Logger: slog.New(slog.DiscardHandler)}
+		s := serve(t, b)
+		s.get("/", "").want("")
+		conn, err := s.dial()
+		wireCheck(t, err)
+		defer conn.Close()
+		fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: test\r\nX-Varnish: 1\r\n\r\n") // so it gets chunks
+		begin := make([]byte, 4<<10)
+		n, err := conn.Read(begin)
+		if !bytes.HasSuffix(begin[:n], []byte("\n\r\n")) || err != nil {
+			t.Fatalf("got %q, %v, want all but the last chunk", begin[:n], err)
+		}
 		time.Sleep(20 * time.Second)
-		if c.ended() == nil {
-			t.Error("its connection is open after 20 s")
+		conn.SetReadDeadline(time.Now().Add(time.Second))
+		if rest, err := io.ReadAll(conn); len(rest) > 0 || err != nil {
+			t.Errorf("after 20 s: got %q, %v, want the end of the connection", rest, err)
 		}
 	})
 }
