@@ -14054,6 +14054,7 @@ func wireRequest(t *testing.T, s *wireServer, method string, body io.Reader) (*h
 		t.Fatalf("no headers: %v", err)
 	}
 	giveUp.Stop()
+	synctest.Wait() // the handler may still be where it has sent them
 	return response, cancel
 }
 
