@@ -31,7 +31,6 @@ import (
 	"regexp"
 	"runtime"
 	"runtime/debug"
-	"runtime/pprof"
 	"slices"
 	"strconv"
 	"strings"
@@ -426,8 +425,8 @@ func TestBrokenStreamLooksBroken(t *testing.T) {
 					client := openWireStream(t, srv, "GET", nil)
 					client.want(":\ndata: a\n\n")
 					client.wantEnd()
-					if srv.dials != 1 {
-						t.Errorf("got %d connections, want 1", srv.dials)
+					if srv.dials() != 1 {
+						t.Errorf("got %d connections, want 1", srv.dials())
 					}
 				}
 			})
@@ -471,8 +470,8 @@ func TestServeLeavesTheConnection(t *testing.T) {
 				time.Sleep(pause)
 				client.want(want)
 				client.wantEnd()
-				if srv.dials != 1 {
-					t.Fatalf("%s, round %d: got %d connections, want 1", method, i, srv.dials)
+				if srv.dials() != 1 {
+					t.Fatalf("%s, round %d: got %d connections, want 1", method, i, srv.dials())
 				}
 			}
 		}
@@ -1706,15 +1705,24 @@ func TestClientNeedsNoGoroutineOfItsOwn(t *testing.T) {
 	c := &Client{HTTPClient: &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
 		return &http.Response{StatusCode: 200, Header: http.Header{"Content-Type": {"text/event-stream"}}, Body: io.NopCloser(&repeatingReader{text: "data: a\n\n"}), Request: r}, nil
 	})}}
-	goroutines, n := runtime.NumGoroutine(), 0
-	for _, err := range c.Events(clientRequest(t)) {
-		if got := runtime.NumGoroutine(); err != nil || got > goroutines {
-			t.Fatalf("got %v and %d goroutines in the loop, want %d", err, got, goroutines)
+	synctest.Test(t, func(t *testing.T) {
+		_, goroutines := bubbleGoroutines()
+		n := 0
+		for _, err := range c.Events(clientRequest(t)) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n++; n%1000 == 1 {
+				synctest.Wait()
+				if all, got := bubbleGoroutines(); got != goroutines {
+					t.Fatalf("got %d goroutines in the loop, want %d as before:\n%s", got, goroutines, all)
+				}
+			}
+			if n == 10_000 {
+				break
+			}
 		}
-		if n++; n == 10_000 {
-			break
-		}
-	}
+	})
 }
 
 // The loop's end closes the body, and each connection's body before the next one is made.
@@ -2715,8 +2723,8 @@ func TestWriterOutlivesServerTimeouts(t *testing.T) {
 					time.Sleep(5 * time.Second)
 					client.wantEnd()
 				}
-				if srv.dials > 1 && strings.HasPrefix(protocol, "HTTP/2") {
-					t.Errorf("got %d connections, want 1", srv.dials)
+				if srv.dials() > 1 && strings.HasPrefix(protocol, "HTTP/2") {
+					t.Errorf("got %d connections, want 1", srv.dials())
 				}
 			})
 		})
@@ -5466,7 +5474,7 @@ func TestValuesThatLeftTheHistoryAreNotMissed(t *testing.T) {
 
 // A newcomer is told a position right after the whole state, and none before.
 func TestPositionIsToldAfterTheState(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{History: 1}
 		s := serve(t, b)
 		for i := range 600 { // more than are sent at once
@@ -6521,14 +6529,40 @@ func TestMaxClients(t *testing.T) {
 // A client that is turned away and announced a body that it does not send holds its
 // connection no longer than another.
 func TestClientThatIsTurnedAwayAndDoesNotSendItsBody(t *testing.T) {
-	serveAndDetach(t, func(t *testing.T, serve func(*testing.T, *Broker) *pipeServer) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{MaxClients: 1, Logger: slog.New(slog.DiscardHandler)}
 		s := serve(t, b)
 		s.get("/", "").want("")
-		c := s.get("/", "Content-Length: 10\r\n")
+		conn, err := s.dial()
+		wireCheck(t, err)
+		defer conn.Close()
+		fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\n")
+		conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+		if _, err := io.Copy(io.Discard, conn); err != nil { // past the last chunk
+			t.Errorf("after 20 s: got %v, want the end of the connection", err)
+		}
+	})
+}
+
+// Nor does one that reads no further than to the last chunk.
+func TestClientThatIsTurnedAwayAndDoesNotReadTheEnd(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{MaxClients: 1, Logger: slog.New(slog.DiscardHandler)}
+		s := serve(t, b)
+		s.get("/", "").want("")
+		conn, err := s.dial()
+		wireCheck(t, err)
+		defer conn.Close()
+		fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: test\r\nX-Varnish: 1\r\n\r\n") // so it gets chunks
+		begin := make([]byte, 4<<10)
+		n, err := conn.Read(begin)
+		if !bytes.HasSuffix(begin[:n], []byte("\n\r\n")) || err != nil {
+			t.Fatalf("got %q, %v, want all but the last chunk", begin[:n], err)
+		}
 		time.Sleep(20 * time.Second)
-		if c.ended() == nil {
-			t.Error("its connection is open after 20 s")
+		conn.SetReadDeadline(time.Now().Add(time.Second))
+		if rest, err := io.ReadAll(conn); len(rest) > 0 || err != nil {
+			t.Errorf("after 20 s: got %q, %v, want the end of the connection", rest, err)
 		}
 	})
 }
@@ -7004,18 +7038,13 @@ func TestBodyThatIsNone(t *testing.T) {
 				if c.chunks {
 					t.Error("the stream is in chunks")
 				}
-				if left := runtime.NumGoroutine(); s.settle > 0 && strings.Contains(allStacks(), "ServeHTTP") {
-					t.Errorf("the handler has not returned, among %d goroutines", left)
+				if stacks, _ := bubbleGoroutines(); s.settle > 0 && strings.Contains(stacks, "ServeHTTP") {
+					t.Errorf("the handler has not returned:\n%s", stacks)
 				}
 				b.Shutdown(t.Context())
 			})
 		})
 	}
-}
-
-func allStacks() string {
-	buf := make([]byte, 1<<20)
-	return string(buf[:runtime.Stack(buf, true)])
 }
 
 // Varnish holds back the beginning of a stream that is not in chunks.
@@ -9350,8 +9379,9 @@ func detachTCP(t *testing.T, b *Broker) *detachedTCP {
 
 // isStuckInAWrite reports whether a client's goroutine waits for room in its socket.
 func isStuckInAWrite() bool {
-	stacks := allStacks()
-	return strings.Contains(stacks, "(*attempt).writeFrom") && strings.Contains(stacks, "waitWrite")
+	return slices.ContainsFunc(allStacks(), func(stack string) bool {
+		return strings.Contains(stack, "(*attempt).writeFrom") && strings.Contains(stack, "waitWrite")
+	})
 }
 
 // One that is cut off is sent nothing more, neither what is in the socket's buffer nor
@@ -9715,6 +9745,7 @@ func (c *deadlineConn) SetWriteDeadline(deadline time.Time) error {
 // However many clients are owed something, a few goroutines give it to them.
 func TestDetachNeedsNoGoroutineForEachClient(t *testing.T) {
 	const n = 200
+	before := runtime.NumGoroutine() // others only become fewer
 	b := &Broker{Logger: slog.New(slog.DiscardHandler)}
 	defer b.Shutdown(t.Context())
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { b.Detach(w, r, nil) }))
@@ -9731,7 +9762,7 @@ func TestDetachNeedsNoGoroutineForEachClient(t *testing.T) {
 		delivered := b.Stats().Delivered
 		b.Publish(Event{Data: "x"})
 		for b.Stats().Delivered < delivered+n {
-			most = max(most, runtime.NumGoroutine())
+			most = max(most, runtime.NumGoroutine()-before)
 		}
 	}
 	if most > n/2 {
@@ -9748,7 +9779,6 @@ func TestDetachOverTCP(t *testing.T) {
 		b.Detach(w, r, func(err error) { reasons <- err })
 	}))
 	defer srv.Close()
-	goroutines := runtime.NumGoroutine()
 	const n = 50
 	conns := make([]net.Conn, n)
 	streams := make([]*Decoder, n)
@@ -9771,7 +9801,7 @@ func TestDetachOverTCP(t *testing.T) {
 			t.Fatalf("client %d: got %+v, %v", i, e, err)
 		}
 	}
-	eventually(t, "no goroutine for an idle client", func() bool { return runtime.NumGoroutine() <= goroutines+2 })
+	eventuallyGoroutines(t, 0) // none for an idle client
 
 	// More than the system takes for those who do not read.
 	const events = 300
@@ -9787,7 +9817,7 @@ func TestDetachOverTCP(t *testing.T) {
 			}
 		}
 	}
-	eventually(t, "a goroutine for each client that does not read", func() bool { return runtime.NumGoroutine() >= goroutines+n-10 })
+	eventuallyGoroutines(t, n-10) // one for each client that does not read
 	for _, conn := range conns[10:] {
 		conn.Close()
 	}
@@ -9811,7 +9841,7 @@ func TestDetachOverTCP(t *testing.T) {
 			t.Errorf("done: got %v, want ErrClosed", err)
 		}
 	}
-	eventually(t, "no goroutine left", func() bool { return runtime.NumGoroutine() <= goroutines })
+	eventuallyGoroutines(t, 0)
 }
 
 // A panic in code of the program costs one client, and nobody else notices.
@@ -10526,8 +10556,8 @@ func TestSubscribeLoopMayUseTheBroker(t *testing.T) {
 // Shutdown.
 
 func TestShutdownOfAThousandStreams(t *testing.T) {
-	before := runtime.NumGoroutine()
 	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		_, goroutines := bubbleGoroutines()
 		b := &Broker{Retry: time.Second}
 		s := serve(t, b)
 		stop := make(chan struct{})
@@ -10571,13 +10601,10 @@ func TestShutdownOfAThousandStreams(t *testing.T) {
 		if got := b.Stats(); got.Clients != 0 || got.Topics != 1 || got.Delivered != 50*n {
 			t.Errorf("Stats: got %+v, want no client and %d delivered", got, 50*n)
 		}
+		if stacks, got := bubbleGoroutines(); got > goroutines {
+			t.Errorf("got %d goroutines, want %d as before:\n%s", got, goroutines, stacks)
+		}
 	})
-	eventually(t, "no goroutine left", func() bool { return runtime.NumGoroutine() <= before })
-	if t.Failed() {
-		var stacks strings.Builder
-		pprof.Lookup("goroutine").WriteTo(&stacks, 1)
-		t.Log(stacks.String())
-	}
 }
 
 // What Shutdown says last does not make a client forget what it got just before.
@@ -11329,13 +11356,13 @@ func TestBurstLeavesInTwoFlushes(t *testing.T) {
 
 func TestServeNeedsNoGoroutineOfItsOwn(t *testing.T) {
 	b := &Broker{Logger: slog.New(slog.DiscardHandler)}
-	before := runtime.NumGoroutine()
+	eventuallyGoroutines(t, 0) // of another test
 	publish := discardClients(t, b, 200)
 	for range 10 {
 		publish()
 	}
-	// The one that hands out events is about to end.
-	eventually(t, "200 goroutines for 200 clients, handlers included", func() bool { return runtime.NumGoroutine()-before <= 200 })
+	// The handlers' own. The one that hands out events is about to end.
+	eventuallyGoroutines(t, 200)
 }
 
 // The model of promise 1: random schedules, and what each client may see of them.
@@ -13960,9 +13987,11 @@ func hangUpTime(protocol string) time.Duration {
 type wireServer struct {
 	*httptest.Server
 	listener *pipeListener
-	dials    int
 	http10   bool                    // its clients speak HTTP/1.0
 	wrap     func(net.Conn) net.Conn // nil, or what the clients' connections go through
+
+	connsMu sync.Mutex
+	conns   []net.Conn // the clients' ends
 }
 
 func newWireServer(t *testing.T, protocol string, handler http.HandlerFunc, options ...func(*http.Server)) *wireServer {
@@ -13994,8 +14023,22 @@ func newWireServer(t *testing.T, protocol string, handler http.HandlerFunc, opti
 	transport.Protocols = &protocols
 	transport.DialContext = func(context.Context, string, string) (net.Conn, error) { return s.connect() }
 	transport.HTTP2 = &http.HTTP2Config{MaxReceiveBufferPerStream: 64 << 10} // soon full if nobody reads
-	t.Cleanup(s.Close)
+	t.Cleanup(func() {
+		// net/http closes connections with its mutexes held. With TLS that would wait for
+		// the other end to read, and fake time stands still while anybody waits for a mutex.
+		s.hangUp()
+		s.Close()
+	})
 	return s
+}
+
+// hangUp closes the clients' connections without a word.
+func (s *wireServer) hangUp() {
+	s.connsMu.Lock()
+	defer s.connsMu.Unlock()
+	for _, conn := range s.conns {
+		conn.Close()
+	}
 }
 
 func shortTimeouts(s *http.Server) {
@@ -14004,12 +14047,24 @@ func shortTimeouts(s *http.Server) {
 }
 
 func (s *wireServer) connect() (net.Conn, error) {
-	s.dials++
 	conn, err := s.listener.dial()
-	if err == nil && s.wrap != nil {
+	if err != nil {
+		return nil, err
+	}
+	s.connsMu.Lock()
+	defer s.connsMu.Unlock()
+	s.conns = append(s.conns, conn)
+	if s.wrap != nil {
 		conn = s.wrap(conn)
 	}
-	return conn, err
+	return conn, nil
+}
+
+// dials returns how often clients have connected.
+func (s *wireServer) dials() int {
+	s.connsMu.Lock()
+	defer s.connsMu.Unlock()
+	return len(s.conns)
 }
 
 func (s *wireServer) dial(t *testing.T) net.Conn {
@@ -14097,6 +14152,7 @@ func wireRequest(t *testing.T, s *wireServer, method string, body io.Reader) (*h
 		t.Fatalf("no headers: %v", err)
 	}
 	giveUp.Stop()
+	synctest.Wait() // the handler may still be where it has sent them
 	return response, cancel
 }
 
@@ -14302,13 +14358,6 @@ func newClientServer(t *testing.T, protocol string, answer func(n int, w http.Re
 		s.mu.Unlock()
 		s.answer(n, w, r)
 	})
-	s.Client().Transport.(*http.Transport).DialContext = func(context.Context, string, string) (net.Conn, error) {
-		conn, err := s.listener.dial()
-		if err == nil && s.wrap != nil {
-			conn = s.wrap(conn)
-		}
-		return conn, err
-	}
 	return s
 }
 
@@ -14332,13 +14381,48 @@ func clientRequest(t *testing.T) *http.Request {
 	return r
 }
 
-// bubbleGoroutines returns the stacks of all goroutines, and how many of them belong
-// to the caller's bubble.
+// bubbleGoroutines returns the stacks of the goroutines of the caller's bubble, and
+// how many there are.
 func bubbleGoroutines() (stacks string, n int) {
-	buf := make([]byte, 1<<20)
-	stacks = string(buf[:runtime.Stack(buf, true)])
-	bubble := regexp.MustCompile(`synctest bubble \d+`).FindString(stacks) // the caller comes first
-	return stacks, strings.Count(stacks, bubble+"]")
+	all := allStacks()
+	bubble := regexp.MustCompile(`synctest bubble \d+]`).FindString(all[0]) // the caller comes first
+	in := slices.DeleteFunc(all, func(stack string) bool { return !strings.Contains(stack, bubble) })
+	return strings.Join(in, "\n\n"), len(in)
+}
+
+var ofThePackage = regexp.MustCompile(`/(sse|event|writer|broker)\.go:\d`)
+
+// packageGoroutines returns the stacks of the goroutines that run the package's code, or
+// were begun by it, and those of net/http's servers that run a handler: of all tests, but
+// not the caller's. runtime.NumGoroutine counts others too, of the runtime and of net/http,
+// that come and go.
+func packageGoroutines() []string {
+	return slices.DeleteFunc(allStacks()[1:], func(stack string) bool {
+		return !ofThePackage.MatchString(stack) && !strings.Contains(stack, "ServeHTTP")
+	})
+}
+
+// eventuallyGoroutines waits until there are so many packageGoroutines.
+func eventuallyGoroutines(t *testing.T, want int) {
+	t.Helper()
+	var got []string
+	eventually(t, "goroutines of the package", func() bool {
+		got = packageGoroutines()
+		return len(got) == want
+	})
+	if t.Failed() {
+		t.Fatalf("got %d goroutines, want %d:\n%s", len(got), want, strings.Join(got, "\n\n"))
+	}
+}
+
+// allStacks returns the stack of each goroutine, the caller's first.
+func allStacks() []string {
+	for size := 1 << 20; ; size *= 2 {
+		buf := make([]byte, size)
+		if n := runtime.Stack(buf, true); n < size {
+			return strings.Split(strings.TrimSpace(string(buf[:n])), "\n\n")
+		}
+	}
 }
 
 // streamText sends text as part of an event stream.
