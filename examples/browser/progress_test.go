@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"testing"
-	"time"
 
 	"github.com/chromedp/chromedp"
 )
@@ -67,7 +66,7 @@ func (p progressPage) waitForReload(js string) {
 
 func TestProgress(t *testing.T) {
 	t.Parallel()
-	server := start(t, "progress", "-step=5ms")
+	server := start(t, "progress", "-step=20ms")
 	line := newLine(t, server.URL)
 	ann := openProgress(t, server.URL)
 	bob := openProgress(t, line.URL)
@@ -115,8 +114,8 @@ func TestProgress(t *testing.T) {
 	carol.click(`[data-start="2"]`)
 	bob.waitFor(`document.querySelector("#job-2").className == "running"
 		&& document.querySelector("#job-2 button").disabled`)
-	if took := server.stop(); took > time.Second {
-		t.Errorf("stopping with three browsers connected took %v, want at most a second", took)
+	if took := server.stop(); took > promptly {
+		t.Errorf("stopping with three browsers connected took %v, want at most %v", took, promptly)
 	}
 	bob.waitFor(`document.querySelector("#state").textContent == "reconnecting"`)
 	server.startAgain()
