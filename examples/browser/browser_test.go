@@ -1,7 +1,7 @@
 // Package browser tests the examples, and the library itself, in real browsers:
 // Chromium and Firefox, without a window.
 //
-//	apt-get install chromium firefox-esr nginx
+//	apt-get install chromium firefox-esr nginx redis-server
 //	go test ./...
 //
 // With SCREENSHOTS=some/folder set, the tests leave pictures of the pages there.
