@@ -33,6 +33,7 @@ func Nginx(t testing.TB, addr string) *Line {
 		events {}
 		http {
 			access_log off;
+			proxy_max_temp_file_size 0; # its worker may not write there
 			client_body_temp_path %[1]s; proxy_temp_path %[1]s; fastcgi_temp_path %[1]s; uwsgi_temp_path %[1]s; scgi_temp_path %[1]s;
 			server {
 				listen %[2]s;
