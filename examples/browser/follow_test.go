@@ -104,9 +104,9 @@ func (s *followSite) wantOne(t *testing.T) {
 func behindNginx(t *testing.T, serverURL string, changes ...string) *line {
 	t.Helper()
 	path := lookPath(t, "nginx")
-	filters := ""
+	var filters []string
 	for change := range slices.Chunk(changes, 2) {
-		filters += fmt.Sprintf("sub_filter '%s' '%s';", change[0], change[1])
+		filters = append(filters, fmt.Sprintf("sub_filter '%s' '%s';", change[0], change[1]))
 	}
 	dir, err := os.MkdirTemp("", "sse-nginx-") // t.TempDir may be too long for a socket
 	if err != nil {
@@ -132,7 +132,7 @@ func behindNginx(t *testing.T, serverURL string, changes ...string) *line {
 					%[4]s
 				}
 			}
-		}`, dir, serverURL, firefoxTag(), filters)
+		}`, dir, serverURL, firefoxTag(), strings.Join(filters, "\n"))
 	if err := os.WriteFile(filepath.Join(dir, "conf"), []byte(conf), 0o644); err != nil {
 		t.Fatal(err)
 	}
