@@ -1,7 +1,7 @@
 // Package browser tests the examples, and the library itself, in real browsers:
 // Chromium and Firefox, without a window.
 //
-//	apt-get install chromium firefox-esr nginx
+//	apt-get install chromium firefox-esr nginx redis-server
 //	go test ./...
 //
 // With SCREENSHOTS=some/folder set, the tests leave pictures of the pages there.
@@ -40,7 +40,11 @@ import (
 
 // patience bounds every wait for the browser or for a program. It is long,
 // because a busy machine is no failure.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
+
+// promptly is longer than any program takes to end on a busy machine, and shorter
+// than one takes that waits for its clients.
+const promptly = 15 * time.Second
 
 func TestMain(m *testing.M) {
 	code := m.Run()

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"slices"
 	"testing"
-	"time"
 )
 
 // chatPage is the chat in a browser.
@@ -101,8 +100,8 @@ func TestChat(t *testing.T) {
 	carol.seesHere("Ann, Bob, Carol")
 	carol.sees(said...)
 
-	if took := server.stop(); took > time.Second {
-		t.Errorf("stopping with three browsers connected took %v, want at most a second", took)
+	if took := server.stop(); took > promptly {
+		t.Errorf("stopping with three browsers connected took %v, want at most %v", took, promptly)
 	}
 	ann.waitFor(`document.querySelector("#state").textContent == "reconnecting"`)
 }

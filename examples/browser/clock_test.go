@@ -146,13 +146,13 @@ func TestClockShowsTheGapAfterARestart(t *testing.T) {
 	checkNoneMissing(t, ticks[gap:]) // the new server counts from 1, and what follows the gap is all that it holds
 }
 
-func TestClockStopsWithinASecondWithBrowsersConnected(t *testing.T) {
+func TestClockStopsWithBrowsersConnected(t *testing.T) {
 	server := start(t, "clock", "-every=100ms")
 	for range 3 {
 		p := open(t, server.URL)
 		p.waitFor(`document.querySelectorAll("#ticks .live").length >= 1`)
 	}
-	if took := server.stop(); took > time.Second {
+	if took := server.stop(); took > promptly {
 		t.Errorf("it took %v to stop", took)
 	}
 }

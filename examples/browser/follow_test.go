@@ -99,18 +99,14 @@ func (s *followSite) wantOne(t *testing.T) {
 	}
 }
 
-// behindNginx returns a line to an nginx in front of the server.
-func behindNginx(t *testing.T, serverURL string) *line {
+// behindNginx returns a line to an nginx in front of the server. It may change the
+// pages that pass: texts and replacements are given in turn.
+func behindNginx(t *testing.T, serverURL string, changes ...string) *line {
 	t.Helper()
-	path, err := exec.LookPath("nginx")
-	if err != nil {
-		path = "/usr/sbin/nginx" // where a user's PATH does not lead
-	}
-	if _, err := os.Stat(path); err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal(err)
-		}
-		t.Skip("this test needs nginx: apt-get install nginx")
+	path := lookPath(t, "nginx")
+	var filters []string
+	for change := range slices.Chunk(changes, 2) {
+		filters = append(filters, fmt.Sprintf("sub_filter '%s' '%s';", change[0], change[1]))
 	}
 	dir, err := os.MkdirTemp("", "sse-nginx-") // t.TempDir may be too long for a socket
 	if err != nil {
@@ -133,9 +129,10 @@ func behindNginx(t *testing.T, serverURL string) *line {
 					proxy_set_header Host $http_host;
 					proxy_set_header Accept-Encoding "";
 					sub_filter '</title>' '</title>%[3]s';
+					%[4]s
 				}
 			}
-		}`, dir, serverURL, firefoxTag())
+		}`, dir, serverURL, firefoxTag(), strings.Join(filters, "\n"))
 	if err := os.WriteFile(filepath.Join(dir, "conf"), []byte(conf), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +157,22 @@ func behindNginx(t *testing.T, serverURL string) *line {
 	}
 }
 
-// follow begins to follow the stream; options is JavaScript.
+// lookPath returns where a server is that the test needs.
+func lookPath(t *testing.T, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		path = "/usr/sbin/" + name // where a user's PATH does not lead
+	}
+	if _, err := os.Stat(path); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal(err)
+		}
+		t.Skipf("this test needs %s; .apt lists the Debian packages", name)
+	}
+	return path
+}
+
 // heard returns what the page heard, once that is n events.
 func heard(p *page, n int) []sse.Event {
 	p.t.Helper()

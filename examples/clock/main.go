@@ -32,8 +32,7 @@ func main() {
 	broker := &sse.Broker{Retry: time.Second}
 	go func() {
 		for n, ticks := 1, time.Tick(*every); ; n++ {
-			now := (<-ticks).Format(time.RFC3339Nano)
-			broker.Publish(sse.Event{Data: fmt.Sprintf(`{"n": %d, "time": %q}`, n, now)})
+			broker.Publish(sse.Event{Data: fmt.Sprintf(`{"n": %d, "time": %q}`, n, (<-ticks).Format(time.RFC3339Nano))})
 		}
 	}()
 	http.Handle("GET /", page.Handler(html))

@@ -4,7 +4,7 @@
 //
 //	go run ./examples/prices
 //	curl -N localhost:8080/events
-//	curl -N localhost:8080/events?slow
+//	curl -N localhost:8080/slow
 package main
 
 import (
@@ -48,27 +48,21 @@ func main() {
 
 	broker := &sse.Broker{Retry: time.Second}
 	go func() {
-		cents := make([]int, 50)
+		cents := rand.Perm(50_000)[:50] // of each symbol
 		for n, ticks := 0, time.Tick(*every); ; n++ {
-			i := rand.IntN(len(cents))
-			if n < len(cents) { // each has a price to begin with
-				i, cents[n] = n, 1000+rand.IntN(49_000)
-			} else {
+			i := n // each has a price to begin with
+			if n >= len(cents) {
+				i = rand.IntN(len(cents))
 				<-ticks
 			}
 			cents[i] = max(100, cents[i]+rand.IntN(101)-50)
 			symbol := string([]byte{'A' + byte(i/2), 'X' + byte(i%2), 'A' + byte(i*7%26)})
-			data := fmt.Sprintf(`{"n": %d, "symbol": %q, "cents": %d}`, n, symbol, cents[i])
-			broker.Set(symbol, sse.Event{Data: data})
+			broker.Set(symbol, sse.Event{Data: fmt.Sprintf(`{"n": %d, "symbol": %q, "cents": %d}`, n, symbol, cents[i])})
 		}
 	}()
 	http.Handle("GET /", page.Handler(html))
-	http.HandleFunc("GET /events", func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Query().Has("slow") {
-			w = slowWriter{w, *pause}
-		}
-		broker.Serve(w, r)
-	})
+	http.Handle("GET /events", broker)
+	http.HandleFunc("GET /slow", func(w http.ResponseWriter, r *http.Request) { broker.Serve(slowWriter{w, *pause}, r) })
 
 	listener, err := net.Listen("tcp", *addr)
 	if err != nil {

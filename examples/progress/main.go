@@ -1,6 +1,6 @@
-// Progress shows how far long jobs on the server are, in every browser that
-// looks. A page is rendered with the jobs as they are, and its stream begins
-// right there, so it may be reloaded or cut off at any time.
+// Progress shows how far long jobs on the server are, in every browser that looks.
+// The newest state of each job is what the broker keeps, so a page may be reloaded
+// or cut off at any time.
 //
 //	go run ./examples/progress
 //	curl -X POST localhost:8080/jobs/3/start
@@ -9,12 +9,10 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	_ "embed"
 	"flag"
 	"fmt"
-	"html/template"
 	"log"
 	"math/rand/v2"
 	"net"
@@ -31,8 +29,6 @@ import (
 
 //go:embed index.html
 var html string
-
-var index = template.Must(template.New("index").Parse(page.Link(html)))
 
 type job struct {
 	ID    int    `json:"id"`
@@ -53,43 +49,33 @@ type server struct {
 	ctx    context.Context // ends the jobs
 	step   time.Duration   // what a step takes, on average
 
-	// mu guards jobs. It is held while publishing as well, so that they are
-	// always those of the broker's newest event.
+	// mu guards jobs. It is held while publishing as well, so that the broker has
+	// what happens to a job in order.
 	mu   sync.Mutex
 	jobs []job
 }
 
 func newServer(ctx context.Context, step time.Duration) *server {
-	return &server{ctx: ctx, step: step, jobs: []job{
+	s := &server{ctx: ctx, step: step, jobs: []job{
 		{0, "Shrink the photos", "waiting", 0, 120, 0},
 		{1, "Index the documents", "waiting", 0, 400, 0},
 		{2, "Copy the archive", "waiting", 0, 800, 0},
 		{3, "Check the backups", "waiting", 0, 60, 0},
 	}}
+	for id := range s.jobs {
+		s.update(id, func(*job) bool { return true })
+	}
+	return s
 }
 
 func (s *server) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", s.index)
-	mux.Handle("GET "+page.Script, page.Handler(""))
+	mux.Handle("GET /", page.Handler(html))
 	mux.HandleFunc("GET /events", func(w http.ResponseWriter, r *http.Request) { s.broker.Serve(w, r, "jobs") })
 	mux.HandleFunc("GET /jobs/{id}/events", s.follow)
 	mux.HandleFunc("POST /jobs/{id}/start", s.start)
 	// Or else any page that somebody has open could start jobs here.
 	return http.NewCrossOriginProtection().Handler(mux)
-}
-
-// index renders the jobs, and the ID of the event up to which this is the truth.
-func (s *server) index(w http.ResponseWriter, r *http.Request) {
-	var b bytes.Buffer // so that a slow client does not hold the lock
-	s.mu.Lock()
-	err := index.Execute(&b, map[string]any{"Jobs": s.jobs, "LastEventID": s.broker.LastEventID()})
-	s.mu.Unlock()
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
-	}
-	w.Write(b.Bytes())
 }
 
 // find returns the job that is asked for. If there is none it answers, and is not ok.
@@ -102,8 +88,8 @@ func (s *server) find(w http.ResponseWriter, r *http.Request) (id int, ok bool) 
 	return id, true
 }
 
-// follow streams a job from its start to its end, for good: a client that comes back
-// after that is not served again.
+// follow streams a job until it is finished, for good: a client that comes back after
+// that is not served again.
 func (s *server) follow(w http.ResponseWriter, r *http.Request) {
 	id, ok := s.find(w, r)
 	if !ok {
@@ -112,9 +98,6 @@ func (s *server) follow(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	topic := s.jobs[id].topic()
 	s.mu.Unlock()
-	if sse.LastEventID(r) == "" {
-		r.Header.Set("Last-Event-ID", sse.Earliest)
-	}
 	s.broker.Serve(w, r, topic)
 }
 
@@ -164,7 +147,7 @@ func (s *server) update(id int, change func(*job) bool) bool {
 	}
 	job := s.jobs[id]
 	if ev, err := sse.JSON(job); err == nil {
-		s.broker.Publish(ev, "jobs", job.topic()) // fails only as the server stops
+		s.broker.Set(strconv.Itoa(id), ev, "jobs", job.topic()) // fails only as the server stops
 	}
 	if job.State == "finished" {
 		s.broker.End(job.topic())

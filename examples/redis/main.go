@@ -18,7 +18,6 @@ import (
 	"flag"
 	"fmt"
 	"html/template"
-	"log"
 	"net"
 	"net/http"
 	"os"
@@ -50,7 +49,7 @@ func run(args []string) error {
 	flags := flag.NewFlagSet("redis", flag.ExitOnError)
 	url := flags.String("redis", "redis://localhost:6379", "URL of the Redis to use")
 	key := flags.String("key", "events", "name of the stream there")
-	listen := flags.String("listen", "localhost:8081,localhost:8082", "addresses, one for each node")
+	addr := flags.String("addr", "localhost:8081,localhost:8082", "`addresses` to serve at, one for each node")
 	flags.Parse(args)
 	opt, err := redis.ParseURL(*url)
 	if err != nil {
@@ -59,12 +58,21 @@ func run(args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 
-	addrs := strings.Split(*listen, ",")
-	done := make(chan error)
-	for _, addr := range addrs {
-		go func() { done <- serve(ctx, addr, addrs, &redisstream.Stream{Options: opt, Key: *key}) }()
+	var listeners []net.Listener
+	var nodes []string // their addresses
+	for addr := range strings.SplitSeq(*addr, ",") {
+		listener, err := net.Listen("tcp", addr)
+		if err != nil {
+			return err
+		}
+		listeners, nodes = append(listeners, listener), append(nodes, listener.Addr().String())
 	}
-	for range addrs {
+	fmt.Println("The nodes are at http://" + strings.Join(nodes, " and http://"))
+	done := make(chan error)
+	for _, listener := range listeners {
+		go func() { done <- serve(ctx, listener, nodes, &redisstream.Stream{Options: opt, Key: *key}) }()
+	}
+	for range listeners {
 		err = cmp.Or(err, <-done)
 		stop() // a node that cannot run ends the others too
 	}
@@ -72,11 +80,7 @@ func run(args []string) error {
 }
 
 // serve runs a node until ctx ends. What many nodes share is in the stream.
-func serve(ctx context.Context, addr string, addrs []string, stream *redisstream.Stream) error {
-	listener, err := net.Listen("tcp", addr)
-	if err != nil {
-		return err
-	}
+func serve(ctx context.Context, listener net.Listener, nodes []string, stream *redisstream.Stream) error {
 	broker := &sse.Broker{CatchUp: stream.CatchUp}
 	go stream.Follow(ctx, broker)
 	defer stream.Close()
@@ -103,7 +107,7 @@ func serve(ctx context.Context, addr string, addrs []string, stream *redisstream
 		json.NewEncoder(w).Encode(s)
 	})
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
-		html.Execute(w, addrs)
+		html.Execute(w, nodes)
 	})
 	mux.Handle("GET "+page.Script, page.Handler(""))
 
@@ -116,7 +120,6 @@ func serve(ctx context.Context, addr string, addrs []string, stream *redisstream
 		broker.Shutdown(ctx)
 		srv.Shutdown(ctx)
 	})
-	log.Printf("node at http://%s", addr)
 	if err := srv.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}

@@ -191,7 +191,7 @@ func (n *nodeProcess) start(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.cmd = exec.Command(self, "-redis", "redis://"+n.redis, "-listen", n.addr)
+	n.cmd = exec.Command(self, "-redis", "redis://"+n.redis, "-addr", n.addr)
 	n.cmd.Env = append(os.Environ(), nodeEnv+"=1")
 	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
 	if err := n.cmd.Start(); err != nil {

@@ -181,7 +181,7 @@ func (l *library) ask(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	l.mu.Lock()
-	if l.ctx.Err() == nil { // else main waits for writing already
+	if l.ctx.Err() == nil { // else finish may have seen that nothing is being written
 		l.writing.Go(func() { l.write(ctx, id, prompt) })
 	}
 	l.mu.Unlock()
@@ -237,6 +237,13 @@ func (l *library) find(r *http.Request) (stop context.CancelFunc, ok bool) {
 	return stop, ok
 }
 
+// finish returns when no answer is being written any more. l.ctx must have ended.
+func (l *library) finish() {
+	l.mu.Lock() // none begins meanwhile, and none afterwards
+	defer l.mu.Unlock()
+	l.writing.Wait()
+}
+
 func main() {
 	flag.Parse()
 	interrupted, _ := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -250,9 +257,7 @@ func main() {
 	go http.Serve(listener, l.handler())
 
 	<-interrupted.Done()
-	l.mu.Lock() // whoever asked before has begun
-	l.mu.Unlock()
-	l.writing.Wait()
+	l.finish()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second/2)
 	defer cancel()
 	l.broker.Shutdown(ctx) // sends browsers what they are owed, and when to come back

@@ -205,3 +205,26 @@ func TestAnswerIsStopped(t *testing.T) {
 		}
 	})
 }
+
+// As the program ends, an answer that is being written breaks off, and none begins.
+func TestNoAnswerIsWrittenAfterTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		l := newLibrary(ctx)
+		ask := func() {
+			l.handler().ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("POST", "/answers?prompt=Hello", nil))
+		}
+		ask()
+		time.Sleep(3**pace + *pace/2)
+		cancel()
+		l.finish()
+		if got := l.broker.Stats().Published; got != 5 {
+			t.Errorf("got %d events, want the prompt, three words and an event failed", got)
+		}
+		ask()
+		synctest.Wait()
+		if got := l.broker.Stats().Published; got != 6 {
+			t.Errorf("asked after the end: got %d events, want the prompt more", got)
+		}
+	})
+}

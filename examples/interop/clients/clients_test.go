@@ -35,7 +35,7 @@ import (
 )
 
 // patience bounds every wait. It is long, because a busy machine is no failure.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // types are those that the events have; "" is "message".
 var types = []string{"", "update", "Ärger", "with blank", "a:b", "x"}

@@ -8,7 +8,6 @@ package main
 import (
 	"context"
 	_ "embed"
-	"errors"
 	"flag"
 	"fmt"
 	"html/template"
@@ -17,16 +16,16 @@ import (
 	"os"
 	"os/signal"
 	"slices"
-	"syscall"
 	"time"
 
 	"github.com/seed22e817d0/sse"
+	"github.com/seed22e817d0/sse/examples/page"
 )
 
 //go:embed index.html
 var index string
 
-var page = template.Must(template.New("page").Parse(index))
+var html = template.Must(template.New("").Parse(page.Link(index)))
 
 func main() {
 	if err := run(); err != nil {
@@ -39,8 +38,7 @@ func run() error {
 	app := flag.String("app", "localhost:8080", "the address of the page")
 	api := flag.String("api", "localhost:8081", "the address of the stream")
 	flag.Parse()
-	interrupted, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
+	interrupted, _ := signal.NotifyContext(context.Background(), os.Interrupt)
 	appListener, err := net.Listen("tcp", *app)
 	if err != nil {
 		return err
@@ -57,26 +55,24 @@ func run() error {
 			broker.Publish(sse.Event{Data: now.Format(time.TimeOnly)})
 		}
 	}()
-	servers := []*http.Server{
-		{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			page.Execute(w, "http://"+*api)
-		})},
-		{Handler: cors(stream(broker), "http://"+*app)},
-	}
-	failed := make(chan error, 2)
-	go func() { failed <- servers[0].Serve(appListener) }()
-	go func() { failed <- servers[1].Serve(apiListener) }()
+	go http.Serve(appListener, pages("http://"+*api))
+	go http.Serve(apiListener, cors(stream(broker), "http://"+*app))
 
-	select {
-	case err := <-failed:
-		return err
-	case <-interrupted.Done():
-	}
-	stop() // a second Ctrl-C ends the program at once
+	<-interrupted.Done()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second/2)
 	defer cancel()
-	broker.Shutdown(ctx)
-	return errors.Join(servers[0].Close(), servers[1].Close())
+	broker.Shutdown(ctx) // sends browsers what they are owed, and when to come back
+	return nil
+}
+
+// pages serves the page, which reads the stream at api.
+func pages(api string) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
+		html.Execute(w, api)
+	})
+	mux.Handle("GET "+page.Script, page.Handler(""))
+	return mux
 }
 
 // cors lets pages of these origins, and no others, use next with the user's

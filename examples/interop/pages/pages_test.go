@@ -28,7 +28,7 @@ func fragment(n int) string {
 }
 
 // Each page has every event once and in order, when the program is replaced and its
-// connections are cut, and when a proxy answers 502 for it for a while.
+// connections are cut, and when nginx answers 502 for it for ten seconds.
 func TestPages(t *testing.T) {
 	for _, test := range []struct {
 		name  string
@@ -56,61 +56,72 @@ func TestPages(t *testing.T) {
 			if _, err := os.Stat("../node_modules/" + map[string]string{"htmx": "htmx.org", "turbo": "@hotwired/turbo", "datastar": "@starfederation/datastar", "react": "react"}[test.name]); err != nil {
 				tools.Missing(t, "%s is not installed: npm ci", test.name)
 			}
-			s := &site{t: t, addr: "127.0.0.1:" + tools.FreePort(t), name: test.name, event: test.event, joined: make(chan bool, 100)}
-			s.start()
-			p := tools.OpenPage(t, "http://"+s.addr)
-			<-s.joined
-			const shown = `[...document.querySelectorAll("#list li")].map(li => Number(li.querySelector("b").innerText))`
-			publish := func(n int) {
-				for range n {
-					s.publish()
-				}
-				p.WaitFor(fmt.Sprintf(`%s.at(-1) === %d`, shown, s.n))
-			}
-			publish(10)
+			for browser, open := range tools.Browsers {
+				t.Run(browser, func(t *testing.T) {
+					t.Parallel()
+					s := &site{t: t, addr: "127.0.0.1:" + tools.FreePort(t), name: test.name, event: test.event, reports: tools.NewReports[report](t)}
+					s.start()
+					line := tools.Nginx(t, s.addr)
+					open(t, line.URL)
+					page := s.reports.WaitFor("the page", func(r report) bool { return r.Loaded > 0 }).Loaded
+					s.show(10)
 
-			s.stop()
-			s.n++
-			s.start()
-			publish(10)
+					s.stop()
+					s.n++
+					s.start()
+					s.show(10)
 
-			s.stop()
-			refused := s.badGateway()
-			s.n++
-			for range 2 {
-				select {
-				case <-refused:
-				case <-time.After(30 * time.Second):
-					t.Fatal("the page did not come back to a 502")
-				}
-			}
-			s.stop()
-			s.start()
-			publish(10)
+					line.Cut()
+					s.n++
+					s.stop()
+					s.start()
+					time.Sleep(10 * time.Second)
+					if refused := line.Mend(); refused < 2 {
+						t.Errorf("nginx answered 502 %d times, want the page to have come back more often", refused)
+					}
+					got := s.show(10)
 
-			var want []int
-			for n := range s.n {
-				want = append(want, n+1)
-			}
-			if got, err := tools.Eval[[]int](p, shown); err != nil || !slices.Equal(got, want) {
-				t.Errorf("got %v, %v, want %v", got, err, want)
-			}
-			const texts = `[...new Set([...document.querySelectorAll("#list pre")].map(pre => pre.textContent))]`
-			if got, err := tools.Eval[[]string](p, texts); err != nil || !slices.Equal(got, []string{text}) {
-				t.Errorf("got texts %q, %v, want %q", got, err, text)
+					if got.Loaded != page {
+						t.Error("the page was loaded anew")
+					}
+					var want []int
+					for n := range s.n {
+						want = append(want, n+1)
+					}
+					if !slices.Equal(got.Numbers, want) {
+						t.Errorf("got %v, want %v", got.Numbers, want)
+					}
+					if !slices.Equal(got.Texts, []string{text}) {
+						t.Errorf("got texts %q, want %q", got.Texts, text)
+					}
+				})
 			}
 		})
 	}
 }
 
+// A report is what a page shows in its list.
+type report struct {
+	Numbers []int
+	Texts   []string // the different ones
+	Loaded  float64  // when
+}
+
+const reported = `{
+	numbers: [...document.querySelectorAll("#list li")].map(li => Number(li.querySelector("b").innerText)),
+	texts: [...new Set([...document.querySelectorAll("#list pre")].map(pre => pre.textContent))],
+	loaded: performance.timeOrigin,
+}`
+
 // A site is a program that can be restarted. Its events have numbers for IDs, and a
 // new one begins with what the old one published, as from a log.
 type site struct {
-	t      *testing.T
-	addr   string
-	name   string
-	event  func(n int) sse.Event
-	joined chan bool // of each stream that begins
+	t     *testing.T
+	addr  string
+	name  string
+	event func(n int) sse.Event
+
+	reports *tools.Reports[report]
 
 	n      int // events published so far
 	broker *sse.Broker
@@ -128,7 +139,7 @@ func (s *site) start() {
 		s.t.Fatal(err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("/", page.Handler(string(html)))
+	mux.Handle("/", page.Handler(string(html)+s.reports.Script(reported)))
 	mux.Handle("/npm/", http.StripPrefix("/npm/", http.FileServer(http.Dir("../node_modules"))))
 	mux.HandleFunc("/react.js", func(w http.ResponseWriter, r *http.Request) {
 		result := api.Build(api.BuildOptions{
@@ -144,20 +155,12 @@ func (s *site) start() {
 	})
 	broker := s.broker
 	mux.HandleFunc("/events", func(w http.ResponseWriter, r *http.Request) {
-		s.joined <- true
+		if sse.LastEventID(r) == "" { // the page may come when the first event is there
+			r.Header.Set("Last-Event-ID", sse.Earliest)
+		}
 		broker.Serve(w, r)
 	})
 	s.serve(mux)
-}
-
-// badGateway answers in place of the program as a proxy does, and tells refused.
-func (s *site) badGateway() (refused chan bool) {
-	refused = make(chan bool, 100)
-	s.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		http.Error(w, "bad gateway", http.StatusBadGateway)
-		refused <- true
-	}))
-	return refused
 }
 
 func (s *site) serve(handler http.Handler) {
@@ -169,9 +172,16 @@ func (s *site) serve(handler http.Handler) {
 	s.t.Cleanup(s.stop)
 }
 
-func (s *site) publish() {
-	s.n++
-	s.publishNumber(s.n)
+// show publishes so many events, and waits until the page shows the last of them.
+func (s *site) show(n int) report {
+	s.t.Helper()
+	for range n {
+		s.n++
+		s.publishNumber(s.n)
+	}
+	return s.reports.WaitFor(fmt.Sprintf("event %d", s.n), func(r report) bool {
+		return len(r.Numbers) > 0 && r.Numbers[len(r.Numbers)-1] == s.n
+	})
 }
 
 func (s *site) publishNumber(n int) {

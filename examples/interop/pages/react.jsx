@@ -9,8 +9,7 @@ function useEvents(url) {
 	useEffect(() => {
 		const stream = follow(url, {
 			on: { message: add, gap: add },
-			open: () => setConnected(true),
-			away: () => setConnected(false),
+			open: () => setConnected(true), away: () => setConnected(false),
 		})
 		return stream.close
 	}, [url])

@@ -244,7 +244,7 @@ func TestFilterIsNotCounted(t *testing.T) {
 		}
 		defer resp.Body.Close()
 	}
-	for end := time.Now().Add(10 * time.Second); broker.Stats().Subscribers < 2 && time.Now().Before(end); {
+	for end := time.Now().Add(2 * time.Minute); broker.Stats().Subscribers < 2 && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
 	if s := broker.Stats(); s.Subscribers != 2 || s.Clients != 0 || broker.Clients("") != 0 || s.TurnedAway != 0 {

@@ -192,7 +192,7 @@ func (s *site) wantRequests(t *testing.T, want string) {
 			if got != want {
 				t.Errorf("asked to go on by %s, want %s", got, want)
 			}
-		case <-time.After(30 * time.Second):
+		case <-time.After(2 * time.Minute):
 			t.Fatal("a client did not come back")
 		}
 	}

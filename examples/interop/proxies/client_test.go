@@ -154,7 +154,7 @@ func (f *follower) why() string {
 
 // wait waits until event n is there.
 func (f *follower) wait(ctx context.Context, n int) bool {
-	for limit := time.Now().Add(20 * time.Second); f.got() < n; time.Sleep(5 * time.Millisecond) {
+	for limit := time.Now().Add(2 * time.Minute); f.got() < n; time.Sleep(5 * time.Millisecond) {
 		if ctx.Err() != nil || time.Now().After(limit) {
 			return false
 		}

@@ -3,7 +3,7 @@
 // on with it. Ctrl-C stops the answer.
 //
 //	go run ./examples/tokens
-//	go run ./examples/tokens/client What is an event stream?
+//	go run ./examples/tokens/client 'What is an event stream?'
 package main
 
 import (

@@ -12,7 +12,7 @@ import (
 
 // patience bounds every wait for the browser. It is long, because a busy
 // machine is no failure.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // A Page is a tab of a Chromium of its own.
 type Page struct {

@@ -75,7 +75,7 @@ var claims sync.Map
 // address can still be in use.
 func Listen(t testing.TB, addr string) net.Listener {
 	t.Helper()
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(time.Millisecond) {
 		ln, err := net.Listen("tcp", addr)
 		if err == nil {
 			return ln
@@ -189,7 +189,7 @@ func (p *Process) Output() string {
 // Listening waits until the program accepts connections at addr.
 func (p *Process) Listening(t testing.TB, addr string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for {
 		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
