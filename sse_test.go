@@ -2345,6 +2345,7 @@ func TestDecodeDoesNotWaitBehindCR(t *testing.T) {
 }
 
 func TestDecodeMaxEventBytes(t *testing.T) {
+	t.Parallel()
 	const most = 16 << 20
 	event := func(size int) string { // of so many bytes in all
 		return "data: " + strings.Repeat("x", size-len("data: \n\n")) + "\n\n"
@@ -3579,6 +3580,7 @@ func heapInUse() int64 {
 // The history, that is what a client gets that comes back.
 
 func TestResumingAtTheNewestEventSendsNothing(t *testing.T) {
+	t.Parallel()
 	for _, history := range []int{1, 10, 256, 300, 0} {
 		for _, explicit := range []bool{false, true} {
 			t.Run(fmt.Sprintf("History=%d,explicit=%v", history, explicit), func(t *testing.T) {
@@ -5012,6 +5014,7 @@ func TestReservedIDsAreRefused(t *testing.T) {
 // A Reset that falls together with a keep-alive does not hide the gap behind the
 // keep-alive's ID.
 func TestResetTogetherWithAKeepAlive(t *testing.T) {
+	t.Parallel()
 	t.Run("a client that is being written to", func(t *testing.T) {
 		for _, catchUp := range []bool{true, false} {
 			serveAndDetach(t, func(t *testing.T, serve serveFunc) {
@@ -5490,6 +5493,7 @@ func TestValuesForgottenDuringCatchUp(t *testing.T) {
 // A value of two topics that is replaced in one of them as its waiting clients are being
 // woken reaches the other topic's too.
 func TestValueReplacedWhileItIsAnnounced(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := &Broker{}
 		for range 300 {
@@ -7033,7 +7037,7 @@ func TestStringsOfTheProgramAreNotKept(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds")
 	}
-	const n, size = 32, 1 << 20
+	const n, size = 16, 1 << 20
 	wantLittle := func(t *testing.T, f func(part func(i int) string)) {
 		t.Helper()
 		before := heapInUse()
@@ -7237,6 +7241,7 @@ func TestKeepAlivesGoToThoseWhoGotNothing(t *testing.T) {
 }
 
 func TestNoKeepAlives(t *testing.T) {
+	t.Parallel()
 	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{KeepAlive: -1}
 		s := serve(t, b)
@@ -7362,8 +7367,9 @@ func TestNoMaxAge(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds")
 	}
+	t.Parallel()
 	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
-		b := &Broker{}
+		b := &Broker{KeepAlive: time.Minute}
 		c := serve(t, b).get("/", "")
 		time.Sleep(7 * 24 * time.Hour)
 		b.Publish(Event{Data: "1"})
@@ -8363,53 +8369,57 @@ func TestClientThatPausesStays(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds")
 	}
+	t.Parallel()
+	var together sync.WaitGroup // of what waits, and needs no processor
 	for name, serve := range map[string]func(*Broker, http.ResponseWriter, *http.Request, func(error)){
 		"Serve":  func(b *Broker, w http.ResponseWriter, r *http.Request, done func(error)) { done(b.Serve(w, r)) },
 		"Detach": func(b *Broker, w http.ResponseWriter, r *http.Request, done func(error)) { b.Detach(w, r, done) },
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			b := &Broker{WriteTimeout: 250 * time.Millisecond, KeepAlive: 50 * time.Millisecond}
-			done := make(chan error, 1)
-			srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				serve(b, w, r, func(err error) { done <- err })
-			}))
-			srv.Config.ConnState = func(c net.Conn, s http.ConnState) {
-				if s == http.StateNew {
-					c.(*net.TCPConn).SetWriteBuffer(200_000)
+		together.Go(func() {
+			t.Run(name, func(t *testing.T) {
+				b := &Broker{WriteTimeout: 250 * time.Millisecond, KeepAlive: 50 * time.Millisecond}
+				done := make(chan error, 1)
+				srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					serve(b, w, r, func(err error) { done <- err })
+				}))
+				srv.Config.ConnState = func(c net.Conn, s http.ConnState) {
+					if s == http.StateNew {
+						c.(*net.TCPConn).SetWriteBuffer(200_000)
+					}
 				}
-			}
-			srv.Start()
-			defer srv.Close()
-			defer b.Shutdown(t.Context())
-			conn, err := net.Dial("tcp", srv.Listener.Addr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.Close()
-			conn.(*net.TCPConn).SetReadBuffer(4 << 10)
-			fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: test\r\n\r\n")
-			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			// The server's buffer holds this, the client's does not.
-			big := strings.Repeat("x", 64<<10)
-			b.Publish(Event{Data: big})
-			select { // on the clock of the system, by which it breaks off connections
-			case err := <-done:
-				t.Fatalf("cut off: %v", err)
-			case <-time.After(1500 * time.Millisecond):
-			}
-			b.Publish(Event{Data: "after"})
-			stream := NewDecoder(resp.Body)
-			for _, want := range []string{big, "after"} {
-				if e, err := stream.Decode(); e.Data != want || err != nil {
-					t.Fatalf("got %.20q, %d bytes, error %v, want %.20q, %d bytes", e.Data, len(e.Data), err, want, len(want))
+				srv.Start()
+				defer srv.Close()
+				defer b.Shutdown(t.Context())
+				conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+				if err != nil {
+					t.Fatal(err)
 				}
-			}
+				defer conn.Close()
+				conn.(*net.TCPConn).SetReadBuffer(4 << 10)
+				fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+				resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				// The server's buffer holds this, the client's does not.
+				big := strings.Repeat("x", 64<<10)
+				b.Publish(Event{Data: big})
+				select { // on the clock of the system, by which it breaks off connections
+				case err := <-done:
+					t.Fatalf("cut off: %v", err)
+				case <-time.After(1500 * time.Millisecond):
+				}
+				b.Publish(Event{Data: "after"})
+				stream := NewDecoder(resp.Body)
+				for _, want := range []string{big, "after"} {
+					if e, err := stream.Decode(); e.Data != want || err != nil {
+						t.Fatalf("got %.20q, %d bytes, error %v, want %.20q, %d bytes", e.Data, len(e.Data), err, want, len(want))
+					}
+				}
+			})
 		})
 	}
+	together.Wait()
 }
 
 // What fits in the socket's buffer misses no deadline, though nobody is at the
@@ -8421,6 +8431,8 @@ func TestDetachedDeadPeerIsNoticed(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("other systems do not tell")
 	}
+	t.Parallel()
+	var together sync.WaitGroup // of what waits, and needs no processor
 	for _, tt := range []struct {
 		name             string
 		keepAlive, every time.Duration
@@ -8431,81 +8443,84 @@ func TestDetachedDeadPeerIsNoticed(t *testing.T) {
 		{"small events", time.Hour, 20 * time.Millisecond, false},
 		{"TLS", time.Hour, 20 * time.Millisecond, true},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			b := &Broker{WriteTimeout: time.Second, KeepAlive: tt.keepAlive}
-			type end struct {
-				path string
-				err  error
-			}
-			ended := make(chan end, 2)
-			srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				b.Detach(w, r, func(err error) { ended <- end{r.URL.Path, err} }, r.URL.Path)
-			}))
-			start := srv.Start
-			if tt.tls {
-				start = srv.StartTLS
-			}
-			start()
-			defer srv.Close()
-			defer b.Shutdown(t.Context())
-			var conns [2]*net.TCPConn
-			for i, path := range []string{"/alive", "/dead"} {
-				conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+		together.Go(func() {
+			t.Run(tt.name, func(t *testing.T) {
+				b := &Broker{WriteTimeout: time.Second, KeepAlive: tt.keepAlive}
+				type end struct {
+					path string
+					err  error
+				}
+				ended := make(chan end, 2)
+				srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					b.Detach(w, r, func(err error) { ended <- end{r.URL.Path, err} }, r.URL.Path)
+				}))
+				start := srv.Start
+				if tt.tls {
+					start = srv.StartTLS
+				}
+				start()
+				defer srv.Close()
+				defer b.Shutdown(t.Context())
+				var conns [2]*net.TCPConn
+				for i, path := range []string{"/alive", "/dead"} {
+					conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer conn.Close()
+					conns[i] = conn.(*net.TCPConn)
+					if tt.tls {
+						conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true})
+					}
+					fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: test\r\n\r\n", path)
+					conn.Read(make([]byte, 1))
+				}
+				go io.Copy(io.Discard, conns[0])
+				// A peer that drops all packets with a smaller TTL is as good as dead: here
+				// they have 64.
+				const ipMinTTL = 21
+				raw, err := conns[1].SyscallConn()
 				if err != nil {
 					t.Fatal(err)
 				}
-				defer conn.Close()
-				conns[i] = conn.(*net.TCPConn)
-				if tt.tls {
-					conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true})
+				raw.Control(func(fd uintptr) { err = setIPOption(syscall.SetsockoptInt, fd, ipMinTTL, 255) })
+				if err != nil {
+					t.Fatal(err)
 				}
-				fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: test\r\n\r\n", path)
-				conn.Read(make([]byte, 1))
-			}
-			go io.Copy(io.Discard, conns[0])
-			// A peer that drops all packets with a smaller TTL is as good as dead: here
-			// they have 64.
-			const ipMinTTL = 21
-			raw, err := conns[1].SyscallConn()
-			if err != nil {
-				t.Fatal(err)
-			}
-			raw.Control(func(fd uintptr) { err = setIPOption(syscall.SetsockoptInt, fd, ipMinTTL, 255) })
-			if err != nil {
-				t.Fatal(err)
-			}
-			// The other one is to get nothing more, and this one to be the next to check.
-			eventually(t, "both have been checked", func() bool {
-				b.mu.Lock()
-				defer b.unlock()
-				return len(b.subs) == 2 && b.subs[0].sub.waiting && b.subs[1].sub.waiting &&
-					b.round.Load() >= max(b.subs[0].sub.got, b.subs[1].sub.got)+8
-			})
-			var events <-chan time.Time
-			if tt.every > 0 {
-				b.Publish(Event{Data: "small"}, "/dead")
-				ticker := time.NewTicker(tt.every)
-				defer ticker.Stop()
-				events = ticker.C
-			}
-			late := time.After(time.Minute) // and TCP takes 15 minutes
-			for {
-				select {
-				case <-events:
+				// The other one is to get nothing more, and this one to be the next to check.
+				eventually(t, "both have been checked", func() bool {
+					b.mu.Lock()
+					defer b.unlock()
+					return len(b.subs) < 2 || // a keep-alive was sooner
+						b.subs[0].sub.waiting && b.subs[1].sub.waiting &&
+							b.round.Load() >= max(b.subs[0].sub.got, b.subs[1].sub.got)+8
+				})
+				var events <-chan time.Time
+				if tt.every > 0 {
 					b.Publish(Event{Data: "small"}, "/dead")
-					continue
-				case got := <-ended:
-					if got.path != "/dead" || !errors.Is(got.err, ErrClientLeft) || !errors.Is(got.err, syscall.ETIMEDOUT) {
-						t.Errorf("%s ended with %v, want /dead, ErrClientLeft and ETIMEDOUT", got.path, got.err)
-					}
-				case <-late:
-					t.Error("not noticed")
+					ticker := time.NewTicker(tt.every)
+					defer ticker.Stop()
+					events = ticker.C
 				}
-				return
-			}
+				late := time.After(time.Minute) // and TCP takes 15 minutes
+				for {
+					select {
+					case <-events:
+						b.Publish(Event{Data: "small"}, "/dead")
+						continue
+					case got := <-ended:
+						if got.path != "/dead" || !errors.Is(got.err, ErrClientLeft) || !errors.Is(got.err, syscall.ETIMEDOUT) {
+							t.Errorf("%s ended with %v, want /dead, ErrClientLeft and ETIMEDOUT", got.path, got.err)
+						}
+					case <-late:
+						t.Error("not noticed")
+					}
+					return
+				}
+			})
 		})
 	}
+	together.Wait()
 }
 
 // setUnanswered replaces what the system tells b of all peers, before any comes.
@@ -8789,6 +8804,7 @@ func (w panickyWriter) Write(p []byte) (int, error) {
 // No more of those who hold what left the history are cut off than must be, and the
 // last one of them is not, however much it holds.
 func TestSlowClientsThatAreNotCutOff(t *testing.T) {
+	t.Parallel()
 	const large = 512 << 10
 	size := func() int {
 		b := &Broker{}
@@ -10505,6 +10521,7 @@ func TestSubscribeLoopMayUseTheBroker(t *testing.T) {
 // Shutdown.
 
 func TestShutdownOfAThousandStreams(t *testing.T) {
+	t.Parallel()
 	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		_, goroutines := bubbleGoroutines()
 		b := &Broker{Retry: time.Second}
@@ -10851,6 +10868,7 @@ func TestShutdownAmongPublishersAndClients(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds")
 	}
+	t.Parallel()
 	for range 20 {
 		b := &Broker{Logger: slog.New(slog.DiscardHandler)}
 		srv := httptest.NewServer(b)
@@ -11317,7 +11335,7 @@ func TestServeNeedsNoGoroutineOfItsOwn(t *testing.T) {
 // The model of promise 1: random schedules, and what each client may see of them.
 
 var (
-	modelSeeds = flag.Int("model.seeds", 0, "schedules for TestModel to try over each transport; 0: 300, or 60 with the race detector")
+	modelSeeds = flag.Int("model.seeds", 0, "schedules for TestModel to try over each transport; 0: 30, 60 with the race detector, 10 with -short")
 	modelFirst = flag.Int64("model.seed", 1, "the first of them")
 	figures    = flag.Bool("figures", false, "print the figures of TestFigures")
 )
@@ -11326,10 +11344,13 @@ var (
 // compares what each client got with what a model of the Broker allows. To run
 // one that failed again: -run TestModel/serve -model.seeds 1 -model.seed N.
 func TestModel(t *testing.T) {
+	t.Parallel()
 	seeds := *modelSeeds
 	if seeds == 0 {
-		seeds = 300
-		if raceEnabled() || testing.Short() {
+		seeds = 30
+		if testing.Short() {
+			seeds = 10
+		} else if raceEnabled() {
 			seeds = 60
 		}
 	}
