@@ -479,7 +479,7 @@ func (l *clientLoop) connect(req *http.Request) (healthy bool, err error) {
 			return healthy || time.Since(begun) > l.waited, err
 		case ev.Type == endType && ev.ID == endID:
 			return true, ErrEnded
-		case ctx.Err() != nil: // in the body of the loop
+		case l.start.Context().Err() != nil: // in the body of the loop
 			return true, ctx.Err()
 		case !l.yield(ev, nil):
 			return true, errLoopLeft
@@ -562,10 +562,8 @@ func (l *clientLoop) wait(healthy bool, err error) {
 	}
 	logger.WarnContext(ctx, "sse: reconnecting", "host", l.start.URL.Host, "path", l.start.URL.Path, "wait", wait, "err", reason)
 
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
 	select {
-	case <-timer.C:
+	case <-time.After(wait):
 	case <-ctx.Done():
 	}
 }

@@ -12806,15 +12806,9 @@ func checkInvariants(t *testing.T, b *Broker) {
 		}
 	}
 	equal("clients", b.clients, clients)
-	pinned, pinnedN := 0, 0
 	for f, n := range held {
 		equal("clients that hold a frame", int(f.holders), n)
-		if b.isPinnable(f) {
-			pinned, pinnedN = pinned+f.size, pinnedN+1
-		}
 	}
-	equal("size of what clients hold", b.pinned, pinned)
-	equal("frames that clients hold", b.pinnedN, pinnedN)
 
 	// Topics.
 	keys := 0
