@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"maps"
 	"math"
 	mrand "math/rand/v2"
 	"net/http"
@@ -144,14 +145,11 @@ type Broker struct {
 	announcing bool              // whether a goroutine runs announceLocked
 	walked     uint              // subscribers that walkLocked has met
 	woken      []chan struct{}   // signals for unlock to give
-	pinned     int               // size of the large frames that left the log while clients are sent them
-	pinnedN    int               // number of these frames
 	conns      *connQueue        // detached clients that have something to be sent
-	sweeper    *time.Timer       // runs sweep; nil before the first subscriber
+	sweeper    *time.Timer       // runs sweep; stopped if there are no subscribers
 	stats      Stats             // the totals
 	warned     map[string]time.Time
 	closed     bool          // Shutdown was called
-	impatient  bool          // Shutdown waits no longer
 	gone       chan struct{} // closed when the last subscriber has left after Shutdown
 
 	// round is the number of sweeps so far. It is written with mu held, and read
@@ -174,8 +172,9 @@ type Missed struct {
 	Topics []string
 }
 
-// initLocked prepares the zero Broker.
-func (b *Broker) initLocked() {
+// lock locks mu, and prepares the zero Broker.
+func (b *Broker) lock() {
+	b.mu.Lock()
 	if b.topics != nil {
 		return
 	}
@@ -184,6 +183,8 @@ func (b *Broker) initLocked() {
 	b.log = newEventLog(b.History, b.HistoryBytes, b.HistoryAge)
 	b.announced = b.log.tail
 	b.conns = newConnQueue(b.writeTimeout())
+	b.sweeper = time.AfterFunc(math.MaxInt64, b.sweep)
+	b.sweeper.Stop()
 }
 
 // unlock unlocks mu and gives the signals that were collected while it was held:
@@ -288,13 +289,12 @@ func (b *Broker) publish(ev Event, topics []string, change func(*frame)) (id str
 	}
 	f := newFrame(ev)
 	topics = distinct(topics)
-	b.mu.Lock()
+	b.lock()
 	defer b.unlock()
 	if b.closed {
 		return "", ErrClosed
 	}
-	b.initLocked()
-	if b.anyEndedLocked(topics) {
+	if slices.ContainsFunc(topics, b.hasEndedLocked) {
 		return "", ErrEnded
 	}
 	if err := b.log.identify(f); err != nil {
@@ -323,15 +323,14 @@ func (b *Broker) publish(ev Event, topics []string, change func(*frame)) (id str
 // and its history. To end a topic again has no effect. End returns [ErrClosed] after
 // Shutdown.
 func (b *Broker) End(topics ...string) error {
-	b.mu.Lock()
+	b.lock()
 	defer b.unlock()
 	if b.closed {
 		return ErrClosed
 	}
-	b.initLocked()
 	var open []string
 	for _, name := range distinct(topics) {
-		if !b.anyEndedLocked([]string{name}) {
+		if !b.hasEndedLocked(name) {
 			open = append(open, name)
 		}
 	}
@@ -351,9 +350,8 @@ func (b *Broker) End(topics ...string) error {
 // with it, has exactly the events published after this call. LastEventID returns ""
 // if the Broker keeps no history. It may be called after Shutdown.
 func (b *Broker) LastEventID() string {
-	b.mu.Lock()
+	b.lock()
 	defer b.unlock()
-	b.initLocked()
 	return b.log.idAfter(b.log.head)
 }
 
@@ -374,30 +372,24 @@ func (b *Broker) Reset(lastEventID string) error {
 	if err := (Event{ID: lastEventID}).check(); err != nil {
 		return err
 	}
-	b.mu.Lock()
+	b.lock()
 	defer b.unlock()
 	if b.closed {
 		return ErrClosed
 	}
-	b.initLocked()
 	if b.log.assigns(lastEventID) {
 		return fmt.Errorf("%w %s", ErrDuplicateID, quote(lastEventID))
 	}
-	b.announceLocked(false)
+	// A frame for all, which leaves the log before anybody has it.
+	lost := &frame{place: place{seq: b.log.head + 1}}
+	b.appendLocked(lost, slices.Sorted(maps.Keys(b.topics)), nil)
 	for b.log.len() > 0 {
 		b.evictLocked()
 	}
 	for _, t := range b.topics {
 		b.forgetKeysLocked(t)
 	}
-	b.log.reset(strings.Clone(lastEventID))
-	b.announced = b.log.tail
-	b.walkLocked(&b.subs, true, func(s *subscriber) bool {
-		if s.waiting {
-			b.wakeLocked(s)
-		}
-		return true
-	})
+	b.log.before, b.log.resetAt = strings.Clone(lastEventID), lost.seq
 	return nil
 }
 
@@ -458,7 +450,7 @@ type eventLog struct {
 	prefix     string
 	ids        map[string]uint64
 	before     string // ID of the position before tail; "" if none was told
-	resets     int    // how often the log began anew
+	resetAt    uint64 // the frame that the last Reset put in and out
 }
 
 func newEventLog(history, bytes int, age time.Duration) eventLog {
@@ -553,17 +545,6 @@ func (l *eventLog) evict() *frame {
 	return f
 }
 
-// reset makes the empty log begin anew after an event with this ID.
-func (l *eventLog) reset(id string) {
-	clear(l.ids)
-	// One number is left out, so that the position of a client that has had
-	// everything is before the log as well.
-	l.head++
-	l.tail = l.head + 1
-	l.resets++
-	l.before = id
-}
-
 // assignedID returns the ID of the frame numbered seq if it has none of its own.
 // It also stands for the position after any other frame.
 func (l *eventLog) assignedID(seq uint64) string {
@@ -643,7 +624,6 @@ func (b *Broker) appendLocked(f *frame, names []string, change func(*frame)) {
 	for b.log.overfull(f.at) {
 		b.evictLocked()
 	}
-	b.limitPinnedLocked()
 	switch {
 	case b.announcing:
 	case audience <= fewMembers:
@@ -653,7 +633,7 @@ func (b *Broker) appendLocked(f *frame, names []string, change func(*frame)) {
 		// wait are woken for it, so that they send it in one write.
 		b.announcing = true
 		go func() {
-			b.mu.Lock()
+			b.lock()
 			defer b.unlock()
 			b.announceLocked(true)
 			b.announcing = false
@@ -677,9 +657,8 @@ func (b *Broker) evictLocked() {
 			t.evicted = f.seq
 		}
 	}
-	if f.holders > 0 && b.isPinnable(f) {
-		b.pinned += f.size
-		b.pinnedN++
+	if f.holders > 0 {
+		b.limitPinnedLocked()
 	}
 	b.releaseTopicsLocked(f.topics)
 }
@@ -756,14 +735,12 @@ func (b *Broker) setKeyLocked(f *frame, key string) {
 // each topic.
 func (b *Broker) forgetKeyLocked(topics []*topic, key string) {
 	for _, t := range topics {
-		if old := t.keys[key]; old != nil && hasTopic(old.topics, t) {
-			b.takeTopicsLocked(old, topics)
-		}
-	}
-	for _, t := range topics {
 		old := t.keys[key]
 		if old == nil {
 			continue
+		}
+		if hasTopic(old.topics, t) { // or an earlier t has taken it
+			b.takeTopicsLocked(old, topics)
 		}
 		if old.seq >= b.log.tail {
 			t.refs--
@@ -787,9 +764,8 @@ func (b *Broker) takeTopicsLocked(f *frame, topics []*topic) {
 		}
 	}
 	f.topics = rest
-	if f.holders > 0 && b.isPinnable(f) {
-		b.pinned += f.size
-		b.pinnedN++
+	if f.holders > 0 {
+		b.limitPinnedLocked()
 	}
 }
 
@@ -820,10 +796,17 @@ func (b *Broker) loseValuesLocked(t *topic) {
 	}
 	newest := t.values[len(t.values)-1].seq
 	for _, m := range t.members {
-		if s := m.sub; !s.waiting && !s.lost && s.cursor <= newest {
-			s.lost = true
-			b.stats.Gaps++
+		if s := m.sub; !s.waiting && s.cursor <= newest {
+			b.loseLocked(s)
 		}
+	}
+}
+
+// loseLocked notes that what comes next for s is not in the log.
+func (b *Broker) loseLocked(s *subscriber) {
+	if !s.lost {
+		s.lost = true
+		b.stats.Gaps++
 	}
 }
 
@@ -840,24 +823,15 @@ func (t *topic) forgetEnd(tail uint64) {
 	}
 }
 
-// anyEndedLocked reports whether one of the topics has ended.
-func (b *Broker) anyEndedLocked(names []string) bool {
-	for _, name := range names {
-		if t := b.topics[name]; t != nil && t.ended > 0 {
-			return true
-		}
-	}
-	return false
+// hasEndedLocked reports whether the topic has ended.
+func (b *Broker) hasEndedLocked(name string) bool {
+	t := b.topics[name]
+	return t != nil && t.ended > 0
 }
 
 // hasEnded reports whether all topics of s have ended.
 func (s *subscriber) hasEnded() bool {
-	for _, t := range s.topics {
-		if t.ended == 0 {
-			return false
-		}
-	}
-	return true
+	return !slices.ContainsFunc(s.topics, func(t *topic) bool { return t.ended == 0 })
 }
 
 // Members are subscribers in the order in which they came, except that the last one
@@ -940,10 +914,8 @@ type subscriber struct {
 	cursor  uint64   // the first frame it has not considered
 	state   uint64   // up to this frame, only values of keys are for it
 	owedEnd bool     // all topics had ended when it came
-	untold  bool     // it has no ID before it has received all values up to state
 	waiting bool     // for a frame, an end, or a reason to say something
 	lost    bool     // what comes after lastID is not in the log
-	resets  int      // of the log, when it was last in it
 	idle    bool     // a keep-alive is due
 	opening []*frame // what next returns first: reconnection time and ID, detached with the headers
 	held    *frame   // the large frame that it is being sent, if any
@@ -989,12 +961,10 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) error {
 	names = distinct(names)
 	// A copy, since it may be part of a long header.
 	lastID = strings.ToValidUTF8(strings.Clone(lastID[:min(len(lastID), maxIDBytes)]), "\ufffd")
-	b.mu.Lock()
+	b.lock()
 	defer b.unlock()
-	b.initLocked()
-	if _, known := b.log.find(lastID); known {
-		s.echo = true
-	}
+	_, known := b.log.find(lastID)
+	s.echo = s.echo || known || lastID == "" || lastID == Earliest // these two are not repeated themselves
 	switch {
 	case b.closed:
 		return ErrClosed
@@ -1022,7 +992,9 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) error {
 		}
 	}
 	b.setCursorLocked(s, lastID)
-	b.startSweepLocked()
+	if len(b.subs) == 1 {
+		b.sweeper.Reset(b.sweepPeriod())
+	}
 	return nil
 }
 
@@ -1032,7 +1004,7 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) error {
 func (b *Broker) replayLocked(s *subscriber, first uint64) (id string) {
 	s.cursor, s.state, s.lastSeq = first, first-1, first-1
 	if s.hasKeys() {
-		s.cursor, s.lastSeq, s.untold = 1, 0, true
+		s.cursor, s.lastSeq = 1, 0
 		return ""
 	}
 	return b.log.idAfter(first - 1)
@@ -1043,7 +1015,6 @@ func (b *Broker) replayLocked(s *subscriber, first uint64) (id string) {
 func (b *Broker) setCursorLocked(s *subscriber, lastID string) {
 	head := b.log.head
 	s.lastID, s.lastSeq, s.joined, s.cursor = lastID, head, head, head+1
-	s.resets = b.log.resets
 	first := b.log.replayFrom(time.Now())
 	seq, known := b.log.find(lastID)
 	if lastID == Earliest && b.log.history < 0 {
@@ -1059,16 +1030,13 @@ func (b *Broker) setCursorLocked(s *subscriber, lastID string) {
 	case known && seq+1 >= first:
 		s.cursor, s.lastSeq = seq+1, seq
 	case lastID != "" && (b.log.history >= 0 || b.CatchUp != nil):
-		s.lost, s.cursor = true, first
-		b.stats.Gaps++
+		s.cursor = first
+		b.loseLocked(s)
 	default:
 		// From now on, after the values of keys: a newcomer, or any client if there
 		// is no history to come back to.
 		id := b.replayLocked(s, head+1)
 		s.lastID = cmp.Or(lastID, id)
-	}
-	if lastID == "" || lastID == Earliest {
-		s.echo = true // nothing that it brought is repeated
 	}
 	s.opening = b.openingLocked(s)
 }
@@ -1076,7 +1044,7 @@ func (b *Broker) setCursorLocked(s *subscriber, lastID string) {
 // leave removes s, whose stream has ended for this reason.
 func (b *Broker) leave(s *subscriber, reason error) {
 	s.setCut(nil)
-	b.mu.Lock()
+	b.lock()
 	defer b.unlock()
 	b.stopWaitingLocked(s)
 	b.releaseHeldLocked(s)
@@ -1099,9 +1067,7 @@ func (b *Broker) leave(s *subscriber, reason error) {
 		b.stats.TooSlow++
 	}
 	if len(b.subs) == 0 {
-		if b.sweeper != nil {
-			b.sweeper.Stop()
-		}
+		b.sweeper.Stop()
 		if b.closed {
 			close(b.gone)
 		}
@@ -1205,7 +1171,7 @@ func (b *Broker) walkLocked(m *members, mayPause bool, visit func(*subscriber) b
 		if b.walked++; mayPause && b.walked%signalsAtOnce == 0 {
 			b.unlock()
 			runtime.Gosched() // or very many who were woken get in line for mu, before Publish
-			b.mu.Lock()
+			b.lock()
 			if i >= len(*m) {
 				continue
 			}
@@ -1256,7 +1222,7 @@ const (
 // and, if there is nothing else, a keep-alive.
 func (s *subscriber) next(batch []*frame) ([]*frame, step) {
 	b := s.b
-	b.mu.Lock()
+	b.lock()
 	defer b.unlock()
 	b.releaseHeldLocked(s)
 	b.stopWaitingLocked(s)
@@ -1272,14 +1238,13 @@ func (s *subscriber) next(batch []*frame) ([]*frame, step) {
 		}
 		batch = append(batch, b.gapLocked(s))
 	}
+	amongValues := s.cursor <= s.state
 	batch = b.readLogLocked(s, batch)
-	if s.untold && s.cursor > s.state {
-		if s.untold = false; s.lastSeq < s.state {
-			s.lastSeq = s.cursor - 1
-			mark := b.mark(b.log.idAfter(s.lastSeq), "")
-			b.receivedLocked(s, mark)
-			batch = append(batch, mark...)
-		}
+	if amongValues && s.cursor > s.state && s.lastSeq < s.state {
+		s.lastSeq = s.cursor - 1
+		mark := b.mark(b.log.idAfter(s.lastSeq), "")
+		b.receivedLocked(s, mark)
+		batch = append(batch, mark...)
 	}
 	switch {
 	case s.cursor <= b.log.head:
@@ -1381,41 +1346,40 @@ func (b *Broker) releaseHeldLocked(s *subscriber) {
 		return
 	}
 	s.held = nil
-	if f.holders--; f.holders == 0 && b.isPinnable(f) {
-		b.pinned -= f.size
-		b.pinnedN--
-	}
-}
-
-// isPinnable reports whether f is large and is kept for those alone who are being
-// sent it: it has left the log, and is no key's value.
-func (b *Broker) isPinnable(f *frame) bool {
-	return f.isLarge() && f.seq < b.log.tail && (!f.keyed || len(f.topics) == 0)
+	f.holders--
 }
 
 // limitPinnedLocked disconnects the clients that are being sent the oldest large
-// frame, if such frames have left the log, are kept for slow clients alone, and take
-// up more than HistoryBytes. A single frame is left to them, whatever its size.
+// frame, if such frames have left the log, are no key's values, and take up more than
+// HistoryBytes: they are kept for slow clients alone. A single frame is left to them,
+// whatever its size. It is called whenever a frame that a client holds is lost to all
+// others.
 func (b *Broker) limitPinnedLocked() {
-	var late []*subscriber
-	for b.log.bytes >= 0 && b.pinned > b.log.bytes && b.pinnedN > 1 {
-		var oldest *frame
-		for _, m := range b.subs {
-			f := m.sub.held
-			if f != nil && b.isPinnable(f) && (oldest == nil || f.seq < oldest.seq) {
-				oldest = f
-			}
-		}
-		for _, m := range b.subs {
-			if m.sub.held == oldest {
-				b.endLocked(m.sub, errHoldsTooMuch)
-				b.releaseHeldLocked(m.sub)
-				late = append(late, m.sub)
-			}
-		}
+	if b.log.bytes < 0 {
+		return
 	}
-	if len(late) > 0 {
-		go cutAll(late)
+	pinned, size := map[*frame][]*subscriber{}, 0
+	for _, m := range b.subs {
+		f := m.sub.held
+		if f == nil || f.seq >= b.log.tail || f.keyed && len(f.topics) > 0 {
+			continue
+		}
+		if pinned[f] == nil {
+			size += f.size
+		}
+		pinned[f] = append(pinned[f], m.sub)
+	}
+	oldestFirst := func(f, g *frame) int { return cmp.Compare(f.seq, g.seq) }
+	for _, f := range slices.SortedFunc(maps.Keys(pinned), oldestFirst)[:max(len(pinned)-1, 0)] {
+		if size <= b.log.bytes {
+			return
+		}
+		size -= f.size
+		for _, s := range pinned[f] {
+			b.endLocked(s, errHoldsTooMuch)
+			b.releaseHeldLocked(s)
+		}
+		go cutAll(pinned[f])
 	}
 }
 
@@ -1423,24 +1387,15 @@ var errHoldsTooMuch = fmt.Errorf("%w: keeps more than HistoryBytes from being fr
 
 // checkLostLocked notes whether s has missed frames that have left the log.
 func (b *Broker) checkLostLocked(s *subscriber) {
-	missed := s.resets != b.log.resets
-	for i := 0; s.cursor < b.log.tail && i < len(s.topics) && !missed; i++ {
-		missed = s.topics[i].evicted >= max(s.cursor, s.state+1)
+	missed := func(t *topic) bool { return t.evicted >= max(s.cursor, s.state+1) }
+	if s.cursor < b.log.tail && slices.ContainsFunc(s.topics, missed) {
+		b.loseLocked(s)
 	}
-	if missed && !s.lost {
-		s.lost = true
-		b.stats.Gaps++
-	}
-	s.resets = b.log.resets
 }
 
 // gapLocked returns the event that tells s of a gap.
 func (b *Broker) gapLocked(s *subscriber) *frame {
-	gap := Event{Type: "gap"}
-	if s.echo {
-		gap.Data = s.lastID
-	}
-	f := newFrame(gap)
+	f := newFrame(Event{Type: "gap", Data: s.repeatable(s.lastID)})
 	s.lost = false
 	f.id = b.replayLocked(s, max(s.cursor, b.log.tail))
 	b.receivedLocked(s, []*frame{f})
@@ -1487,7 +1442,7 @@ func (b *Broker) endLocked(s *subscriber, reason error) {
 // endFor ends s on behalf of its sender, which stops sending, and returns the reason
 // that s ended for.
 func (s *subscriber) endFor(reason error) error {
-	s.b.mu.Lock()
+	s.b.lock()
 	defer s.b.unlock()
 	s.b.releaseHeldLocked(s)
 	s.b.endLocked(s, reason)
@@ -1495,7 +1450,7 @@ func (s *subscriber) endFor(reason error) error {
 }
 
 // batches holds slices of up to about batchFrames, so that a subscriber has one
-// only while it is sent something.
+// only while it is sent something. Without it, a burst allocates one for each.
 var batches = sync.Pool{New: func() any { return new([]*frame) }}
 
 // deliver is the only loop that may block. It sends batch, goes on as then says, and
@@ -1554,10 +1509,10 @@ func (s *subscriber) catchUp(ctx context.Context, send func([]*frame) error) err
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	b := s.b
-	b.mu.Lock()
-	since, resets := b.log.head+1, b.log.resets
+	b.lock()
+	since := b.log.head + 1
 	missed := Missed{LastEventID: s.lastID, UpTo: b.log.idAfter(b.log.head), Topics: topicNames(s.topics)}
-	s.lost, s.cursor, s.resets, s.cancel = false, since, resets, cancel
+	s.lost, s.cursor, s.state, s.cancel = false, since, 0, cancel
 	if s.end != nil {
 		cancel()
 	}
@@ -1600,7 +1555,7 @@ func (s *subscriber) catchUp(ctx context.Context, send func([]*frame) error) err
 // receive is receivedLocked for what does not come from next. It returns the
 // reason if the stream has ended.
 func (s *subscriber) receive(batch []*frame) error {
-	s.b.mu.Lock()
+	s.b.lock()
 	defer s.b.unlock()
 	if s.end == nil {
 		s.b.receivedLocked(s, batch)
@@ -1610,12 +1565,7 @@ func (s *subscriber) receive(batch []*frame) error {
 
 // catchUpFailed returns the reason why a stream ends in which CatchUp yielded err.
 func (s *subscriber) catchUpFailed(ctx context.Context, err error) error {
-	s.b.mu.Lock()
-	end := s.end
-	s.b.unlock()
 	switch {
-	case end != nil:
-		return end
 	case errors.Is(err, ErrEnded):
 		return err
 	case ctx.Err() != nil:
@@ -1638,26 +1588,24 @@ func (s *subscriber) catchUpFailed(ctx context.Context, err error) error {
 // A Reset counts as something that has left the log.
 func (s *subscriber) goOn(since uint64, upTo, lastID string, yielded bool) []*frame {
 	b := s.b
-	b.mu.Lock()
+	b.lock()
 	defer b.unlock()
 	s.cancel = nil
 	if seq, ok := b.log.find(lastID); ok && seq+1 >= b.log.tail {
-		s.lost, s.cursor, s.lastSeq, s.resets = false, seq+1, seq, b.log.resets
+		s.lost, s.cursor, s.lastSeq = false, seq+1, seq
 		return nil
 	}
 	s.cursor, s.lastSeq = since, since-1
-	wasReset := s.resets != b.log.resets
 	b.checkLostLocked(s)
-	if v := s.nextValue(s.cursor); v != nil && v.seq < b.log.tail && !s.lost {
-		s.lost = true // CatchUp may have yielded the value, and others after it
-		b.stats.Gaps++
+	if v := s.nextValue(s.cursor); v != nil && v.seq < b.log.tail {
+		b.loseLocked(s) // CatchUp may have yielded the value, and others after it
 	}
 	switch {
 	case !s.lost:
 		s.cursor = max(s.cursor, b.log.tail) // nor is anything for it before the log
 		s.lastSeq = s.cursor - 1
 		return b.mark(b.log.idAfter(s.lastSeq), "")
-	case yielded || wasReset:
+	case yielded || b.log.resetAt >= since:
 		return nil // CatchUp is called again, for what comes after the last event
 	}
 	return b.mark(upTo, "")
@@ -1687,20 +1635,13 @@ func (s *subscriber) goOn(since uint64, upTo, lastID string, yielded bool) []*fr
 // To save writes, the response to a GET over HTTP/1.1 is not chunked and ends with
 // its connection. Only a stream with the event "end" is complete.
 func (b *Broker) Serve(w http.ResponseWriter, r *http.Request, topics ...string) error {
-	if answerEnded(w, r) {
-		return ErrEnded
-	}
-	if r.Method == http.MethodHead {
-		_, err := NewWriter(w, r)
-		return err
-	}
 	s, err := b.admit(w, r, topics)
-	if err != nil {
+	if s == nil {
 		return err
 	}
 	err = errPanic
 	defer func() { s.leaveAndLog(r, err) }()
-	s.logJoined(r)
+	b.debug(r, "sse: client came", "topics", topicNames(s.topics), "lastEventID", s.lastID)
 	err = s.stream(w, r)
 	return err
 }
@@ -1745,12 +1686,8 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 	if done == nil {
 		done = func(error) {}
 	}
-	if r.Method == http.MethodHead || hasEndID(r) {
-		done(b.Serve(w, r, topics...))
-		return false
-	}
 	s, err := b.admit(w, r, topics)
-	if err != nil {
+	if s == nil {
 		done(err)
 		return false
 	}
@@ -1761,7 +1698,7 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 			done(err)
 		}
 	}()
-	s.logJoined(r)
+	b.debug(r, "sse: client came", "topics", topicNames(s.topics), "lastEventID", s.lastID)
 	c := takeOver(w, r, b.conns)
 	if c == nil {
 		err = s.stream(w, r)
@@ -1793,7 +1730,7 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 // after it is not affected; see MaxAge. Disconnect waits for no client.
 func (b *Broker) Disconnect(topics ...string) int {
 	n := 0
-	b.mu.Lock()
+	b.lock()
 	defer b.unlock()
 	for _, name := range distinct(topics) {
 		t := b.topics[name]
@@ -1814,7 +1751,7 @@ func (b *Broker) Disconnect(topics ...string) int {
 // Clients returns, in constant time, how many clients have the topic now. It does
 // not count loops over Subscribe.
 func (b *Broker) Clients(topic string) int {
-	b.mu.Lock()
+	b.lock()
 	defer b.unlock()
 	if t := b.topics[topic]; t != nil {
 		return t.clients
@@ -1822,8 +1759,15 @@ func (b *Broker) Clients(topic string) int {
 	return 0
 }
 
-// admit makes the client a subscriber, or turns it away.
+// admit makes the client a subscriber, or answers it and returns nil.
 func (b *Broker) admit(w http.ResponseWriter, r *http.Request, topics []string) (*subscriber, error) {
+	if answerEnded(w, r) {
+		return nil, ErrEnded
+	}
+	if r.Method == http.MethodHead {
+		_, err := NewWriter(w, r)
+		return nil, err
+	}
 	s := &subscriber{client: true, echo: r.Header.Get("Last-Event-ID") != ""}
 	lastID := LastEventID(r)
 	err := b.join(s, lastID, topics)
@@ -1836,9 +1780,8 @@ func (b *Broker) admit(w http.ResponseWriter, r *http.Request, topics []string) 
 	}
 	// A browser gives up for good on an answer that is no stream.
 	out := newWriter(w, r, b.WriteTimeout)
-	out.endless = true
 	defer out.finish()
-	if out.writeHeaders(r) == nil {
+	if out.writeHeaders(r, endsWithConnection(r)) == nil {
 		out.write(appendFrames(nil, b.goodbye(err, s.repeatable(lastID))))
 	}
 	return nil, err
@@ -1872,7 +1815,7 @@ func (s *subscriber) stream(w http.ResponseWriter, r *http.Request) error {
 // newWriter returns what s is written to by, and lets cutAll end its writes.
 func (s *subscriber) newWriter(w http.ResponseWriter, r *http.Request) *Writer {
 	out := newWriter(w, r, s.b.WriteTimeout)
-	out.endless, out.source = true, s
+	out.source = s
 	s.signal = make(chan struct{}, 1)
 	s.setCut(out.cut)
 	return out
@@ -1881,7 +1824,7 @@ func (s *subscriber) newWriter(w http.ResponseWriter, r *http.Request) *Writer {
 // beginStream writes the headers.
 func (s *subscriber) beginStream(out *Writer, r *http.Request) error {
 	s.writing(true)
-	err := out.writeHeaders(r)
+	err := out.writeHeaders(r, endsWithConnection(r)) // it never finishes
 	if err == nil && out.noDeadline && s.b.writeTimeout() > 0 {
 		s.b.warn("sse: WriteTimeout has no effect, no deadline can be set", "behind", fmt.Sprintf("%T", innermost(out.w)))
 	}
@@ -1901,7 +1844,7 @@ func (s *subscriber) writing(yes bool) {
 func (s *subscriber) detach(ctx context.Context, c *conn, head string, done func(error)) {
 	c.source, c.ctx, s.conn, s.done = s, ctx, c, done
 	s.setCut(c.breakOff)
-	s.b.mu.Lock()
+	s.b.lock()
 	defer s.b.unlock()
 	s.opening = append([]*frame{{mark: true, body: head}}, s.opening...)
 	s.b.conns.push(c)
@@ -1937,8 +1880,8 @@ func (s *subscriber) setCut(cut func()) {
 	s.cutting.Lock()
 	defer s.cutting.Unlock()
 	s.cut = cut
-	s.b.mu.Lock()
-	tooLate := s.b.impatient
+	s.b.lock()
+	tooLate := s.end == errCut
 	s.b.unlock()
 	if tooLate && cut != nil {
 		cut()
@@ -2058,7 +2001,7 @@ func (b *Broker) retry() time.Duration {
 // CPU of single events over HTTP/2 and TLS. The price is that a write may last up to
 // two periods longer than WriteTimeout.
 
-// sweepPeriod is the time between two sweeps; 0: there are none.
+// sweepPeriod is the time between two sweeps, which is many years if there is no limit.
 func (b *Broker) sweepPeriod() time.Duration {
 	shortest := time.Duration(math.MaxInt64)
 	for _, d := range []time.Duration{b.keepAlive(), b.writeTimeout(), b.MaxAge} {
@@ -2066,30 +2009,15 @@ func (b *Broker) sweepPeriod() time.Duration {
 			shortest = min(shortest, d)
 		}
 	}
-	if shortest == math.MaxInt64 {
-		return 0
-	}
 	return max(shortest/8, time.Millisecond)
 }
 
 func (b *Broker) keepAlive() time.Duration    { return cmp.Or(b.KeepAlive, defaultKeepAlive) }
 func (b *Broker) writeTimeout() time.Duration { return cmp.Or(b.WriteTimeout, defaultWriteTimeout) }
 
-// startSweepLocked makes the sweeps begin with the first subscriber.
-func (b *Broker) startSweepLocked() {
-	period := b.sweepPeriod()
-	switch {
-	case len(b.subs) > 1 || period == 0:
-	case b.sweeper == nil:
-		b.sweeper = time.AfterFunc(period, b.sweep)
-	default:
-		b.sweeper.Reset(period)
-	}
-}
-
 func (b *Broker) sweep() {
 	var late []*subscriber
-	b.mu.Lock()
+	b.lock()
 	b.round.Add(1)
 	b.walkLocked(&b.subs, true, func(s *subscriber) bool {
 		switch {
@@ -2176,14 +2104,14 @@ func (b *Broker) Subscribe(ctx context.Context, lastEventID string, topics ...st
 		err := s.deliver(ctx, nil, again, func(batch []*frame) error {
 			for _, f := range batch {
 				if s.over.Load() {
-					return errStop
+					return errLoopLeft
 				}
 				if err := context.Cause(ctx); err != nil {
 					return err
 				}
 				if !f.mark && !yield(parseEvent(f.id, f.body), nil) {
 					stopped = true
-					return errStop
+					return errLoopLeft
 				}
 			}
 			return nil
@@ -2197,9 +2125,6 @@ func (b *Broker) Subscribe(ctx context.Context, lastEventID string, topics ...st
 		}
 	}
 }
-
-// errStop ends a loop over Subscribe that the program has left.
-var errStop = errors.New("sse: loop left")
 
 // ----- Shutdown and Stats -----
 
@@ -2218,8 +2143,7 @@ var errStop = errors.New("sse: loop left")
 // If the server's BaseContext is done before Shutdown is called, for example at
 // SIGINT, the streams of Serve end with it, and Shutdown can send them nothing.
 func (b *Broker) Shutdown(ctx context.Context) error {
-	b.mu.Lock()
-	b.initLocked()
+	b.lock()
 	if !b.closed {
 		b.closed = true
 		b.gone = make(chan struct{})
@@ -2240,8 +2164,7 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	var left []*subscriber
-	b.mu.Lock()
-	b.impatient = true
+	b.lock()
 	for _, m := range b.subs {
 		b.endLocked(m.sub, errCut)
 		left = append(left, m.sub)
@@ -2292,39 +2215,26 @@ type Stats struct {
 
 // Stats returns the current statistics, in constant time.
 func (b *Broker) Stats() Stats {
-	b.mu.Lock()
+	b.lock()
 	defer b.unlock()
 	s := b.stats
 	s.Clients, s.Subscribers, s.Topics = b.clients, len(b.subs)-b.clients, len(b.topics)
 	return s
 }
 
-func (b *Broker) logger() *slog.Logger {
-	if b.Logger == nil {
-		return slog.Default()
-	}
-	return b.Logger
-}
+func (b *Broker) logger() *slog.Logger { return cmp.Or(b.Logger, slog.Default()) }
 
 // warn logs msg, but no more than once a minute: what goes wrong with one client
 // often does with all of them.
 func (b *Broker) warn(msg string, args ...any) {
-	b.mu.Lock()
-	last, ok := b.warned[msg]
-	due := !ok || time.Since(last) >= time.Minute
+	b.lock()
+	due := time.Since(b.warned[msg]) >= time.Minute
 	if due {
 		b.warned[msg] = time.Now()
 	}
 	b.unlock()
 	if due {
 		b.logger().Warn(msg, args...)
-	}
-}
-
-// logJoined logs that r was admitted as s.
-func (s *subscriber) logJoined(r *http.Request) {
-	if s.b.logger().Enabled(r.Context(), slog.LevelDebug) {
-		s.b.debug(r, "sse: client came", "topics", topicNames(s.topics), "lastEventID", s.lastID)
 	}
 }
 

@@ -563,10 +563,8 @@ func (l *clientLoop) wait(healthy bool, err error) {
 	}
 	logger.WarnContext(ctx, "sse: reconnecting", "host", l.start.URL.Host, "path", l.start.URL.Path, "wait", wait, "err", reason)
 
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
 	select {
-	case <-timer.C:
+	case <-time.After(wait):
 	case <-ctx.Done():
 	}
 }

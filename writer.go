@@ -53,7 +53,6 @@ type Writer struct {
 	ctx     context.Context
 	http2   bool   // a deadline is a timer of the stream's
 	hasBody bool   // the request has, and net/http may wait for it
-	endless bool   // a Broker's: the stream never finishes, it only breaks off
 	source  source // a Broker's client, whose sweep bounds the writes; nil for others
 	isCut   atomic.Bool
 
@@ -164,7 +163,7 @@ func newWriter(w http.ResponseWriter, r *http.Request, timeout time.Duration) *W
 // sees the one without the other.
 func (w *Writer) open(r *http.Request, hello []byte) error {
 	w.mu = make(mutex, 1)
-	if err := w.writeHeaders(r); err != nil || r.Method == http.MethodHead {
+	if err := w.writeHeaders(r, false); err != nil || r.Method == http.MethodHead {
 		return err
 	}
 	return w.write(hello)
@@ -172,20 +171,17 @@ func (w *Writer) open(r *http.Request, hello []byte) error {
 
 // writeHeaders writes the headers, which leave with the first flush. The answer to
 // HEAD is complete then.
-func (w *Writer) writeHeaders(r *http.Request) error {
-	added := addHeaders(w.w.Header(), w.endless && endsWithConnection(r))
+func (w *Writer) writeHeaders(r *http.Request, noChunks bool) error {
+	if r.Method != http.MethodHead && !canFlush(w.w) {
+		w.err = cannotFlush(w.w)
+		http.Error(w.w, w.err.Error(), http.StatusInternalServerError)
+		return w.err
+	}
+	addHeaders(w.w.Header(), noChunks)
 	if r.Method == http.MethodHead {
 		w.w.WriteHeader(http.StatusOK)
 		w.err = http.ErrBodyNotAllowed
 		return nil
-	}
-	if !canFlush(w.w) {
-		for _, name := range added {
-			w.w.Header().Del(name)
-		}
-		w.err = cannotFlush(w.w)
-		http.Error(w.w, w.err.Error(), http.StatusInternalServerError)
-		return w.err
 	}
 	if w.http2 {
 		// net/http would format it so deep in the stack that the stack would grow to
@@ -194,7 +190,7 @@ func (w *Writer) writeHeaders(r *http.Request) error {
 	}
 	w.setReadDeadline()
 	if w.source != nil {
-		w.clearDeadline() // the server's
+		w.setWriteDeadline(time.Time{}) // the server's
 	} else {
 		w.setDeadline()
 	}
@@ -257,7 +253,7 @@ func hasBody(r *http.Request) bool {
 // reports whether r's is one. An EventSource gives up for good on status 204. It
 // must not be stored: it would answer newcomers too.
 func answerEnded(w http.ResponseWriter, r *http.Request) bool {
-	if !hasEndID(r) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead || LastEventID(r) != endID {
 		return false
 	}
 	w.Header().Set("Cache-Control", "no-store")
@@ -265,18 +261,12 @@ func answerEnded(w http.ResponseWriter, r *http.Request) bool {
 	return true
 }
 
-// hasEndID reports whether r's client comes back after the end of its stream.
-func hasEndID(r *http.Request) bool {
-	return (r.Method == http.MethodGet || r.Method == http.MethodHead) && LastEventID(r) == endID
-}
-
 // addHeaders sets the headers of an event stream that the program did not set
-// itself, and returns their names.
-func addHeaders(h http.Header, noChunks bool) (added []string) {
+// itself.
+func addHeaders(h http.Header, noChunks bool) {
 	add := func(name, value string) {
 		if _, ok := h[name]; !ok {
 			h.Set(name, value)
-			added = append(added, name)
 		}
 	}
 	// The charset is for clients that take any text without one for Latin-1.
@@ -289,7 +279,6 @@ func addHeaders(h http.Header, noChunks bool) (added []string) {
 		// net/http takes this header as an order and does not send it.
 		add("Transfer-Encoding", "identity")
 	}
-	return added
 }
 
 // addDate sets the time of the response, unless the program did.
@@ -445,7 +434,7 @@ func (w *Writer) flush() error {
 		return w.fail(err)
 	}
 	if w.source == nil {
-		w.clearDeadline()
+		w.setWriteDeadline(time.Time{})
 	}
 	if !w.flushed {
 		w.flushed = true
@@ -501,20 +490,19 @@ func (w *Writer) setReadDeadline() {
 // setDeadline sets the deadline for a write that begins now.
 func (w *Writer) setDeadline() {
 	w.wrote = time.Now()
-	if timeout := cmp.Or(w.WriteTimeout, defaultWriteTimeout); timeout > 0 && !w.noDeadline {
-		err := w.rc.SetWriteDeadline(w.wrote.Add(timeout))
-		w.noDeadline = errors.Is(err, http.ErrNotSupported)
-	}
-	if w.isCut.Load() { // perhaps before the deadline was set
+	if timeout := cmp.Or(w.WriteTimeout, defaultWriteTimeout); timeout > 0 {
+		w.setWriteDeadline(w.wrote.Add(timeout))
+	} else if w.isCut.Load() {
 		w.cut()
 	}
 }
 
-func (w *Writer) clearDeadline() {
+// setWriteDeadline sets the deadline, or clears it for the zero time.
+func (w *Writer) setWriteDeadline(at time.Time) {
 	if !w.noDeadline {
-		w.noDeadline = errors.Is(w.rc.SetWriteDeadline(time.Time{}), http.ErrNotSupported)
+		w.noDeadline = errors.Is(w.rc.SetWriteDeadline(at), http.ErrNotSupported)
 	}
-	if w.isCut.Load() { // perhaps before the deadline was cleared
+	if w.isCut.Load() { // perhaps before the deadline was set
 		w.cut()
 	}
 }
@@ -543,7 +531,7 @@ func (w *Writer) fail(err error) error {
 		// It would hold the memory of a stream that was reset until it passes, and a
 		// client can open and reset thousands of streams a second. On a connection
 		// it stays, for what net/http writes last.
-		w.clearDeadline()
+		w.setWriteDeadline(time.Time{})
 	}
 	return w.err
 }
@@ -629,14 +617,11 @@ func takeOver(w http.ResponseWriter, r *http.Request, queue *connQueue) *conn {
 		answered: time.Now(),
 	}
 	// Only exactly these types: a type that embeds one of them may do more.
-	switch netConn := netConn.(type) {
-	case *net.TCPConn:
-		c.raw, _ = netConn.SyscallConn()
-	case *net.UnixConn:
-		c.raw, _ = netConn.SyscallConn()
-	}
-	if runtime.GOOS == "windows" {
-		c.raw = nil // its sockets do not support plain write calls
+	switch netConn.(type) {
+	case *net.TCPConn, *net.UnixConn:
+		if runtime.GOOS != "windows" { // whose sockets do not support plain write calls
+			c.raw, _ = netConn.(syscall.Conn).SyscallConn()
+		}
 	}
 	return c
 }
@@ -815,14 +800,14 @@ type connQueue struct {
 
 	mu          sync.Mutex // guards the fields below; taken after the Broker's
 	first, last *conn
-	workers     []*worker // those that take connections from the queue
-	most        int       // how many of them are started for what is pushed
-	watching    bool      // watch will run
-	replacing   int       // how many are started for those that are stuck
+	workers     int // those that take connections from the queue
+	most        int // how many of them are started for what is pushed
 }
 
-// patience is the time after which a stuck worker is replaced, or up to twice that.
-const patience = time.Millisecond
+const (
+	patience   = time.Millisecond // the time after which a stuck worker is replaced
+	maxWorkers = 1024
+)
 
 func newConnQueue(timeout time.Duration) *connQueue {
 	return &connQueue{timeout: timeout, unanswered: unanswered, most: runtime.GOMAXPROCS(0)}
@@ -838,77 +823,42 @@ func (q *connQueue) push(c *conn) {
 		q.last.behind = c
 	}
 	q.last = c
-	if len(q.workers) < q.most {
+	if q.workers < q.most {
 		q.startWorkerLocked()
 	}
 }
 
-func (q *connQueue) startWorkerLocked() *worker {
+func (q *connQueue) startWorkerLocked() {
+	q.workers++
 	w := &worker{queue: q, attempt: newAttempt()}
-	q.workers = append(q.workers, w)
 	go w.work()
-	return w
 }
 
-// pop gives w the next connection, or nil if it is not needed any more.
-func (q *connQueue) pop(w *worker) *conn {
+// pop gives a worker the next connection, or nil if it is not needed any more.
+func (q *connQueue) pop() *conn {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	c := q.first
-	switch {
-	case w.replaced:
-		return nil
-	case c == nil:
-		q.removeLocked(w)
+	if c == nil {
+		q.workers--
 		return nil
 	}
 	if q.first, c.behind = c.behind, nil; q.first == nil {
 		q.last = nil
 	}
-	if c.raw == nil && !q.watching {
-		q.watching = true
-		time.AfterFunc(patience, q.watch)
-	}
 	return c
 }
 
-// hasReplaced reports whether another worker has taken the place of w.
-func (q *connQueue) hasReplaced(w *worker) bool {
+// replace starts others in place of w, which is stuck: two, as long as there are not
+// very many, since very many clients may have stopped reading at once.
+func (q *connQueue) replace() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return w.replaced
-}
-
-func (q *connQueue) removeLocked(w *worker) {
-	q.workers = slices.DeleteFunc(q.workers, func(other *worker) bool { return other == w })
-}
-
-// watch replaces workers that have been in one write since it ran last. As long as
-// there are such it replaces more each time: very many clients may have stopped
-// reading at once.
-func (q *connQueue) watch() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	stuck := 0
-	for _, w := range slices.Clone(q.workers) {
-		writes := w.writes.Load()
-		if writes%2 == 1 && writes == w.seen {
-			w.replaced = true
-			q.removeLocked(w)
-			stuck++
+	q.workers--
+	for range min(2, maxWorkers-q.workers) {
+		if q.first != nil {
+			q.startWorkerLocked()
 		}
-		w.seen = writes
-	}
-	if stuck > 0 {
-		stuck = max(stuck, min(2*q.replacing, 1024))
-	}
-	if q.replacing = stuck; q.first != nil {
-		for range q.replacing {
-			q.startWorkerLocked().seen = 1 // stuck if it is in its first write the next time
-		}
-	}
-	if q.watching = len(q.workers) > 0; q.watching {
-		time.AfterFunc(patience, q.watch)
 	}
 }
 
@@ -918,16 +868,19 @@ type worker struct {
 	queue    *connQueue
 	attempt  *attempt
 	batch    []*frame
-	writes   atomic.Uint32 // odd: in a write that may wait
-	seen     uint32        // writes as watch saw it last; guarded by the queue's mu
-	replaced bool          // guarded by the queue's mu
+	stuck    *time.Timer // replaces it if a write takes long
+	replaced bool
 }
 
 // batchesAtOnce is how many batches a connection is sent before others are.
 const batchesAtOnce = 16
 
 func (w *worker) work() {
-	for c := w.queue.pop(w); c != nil; c = w.queue.pop(w) {
+	for !w.replaced {
+		c := w.queue.pop()
+		if c == nil {
+			return
+		}
 		if w.serve(c) {
 			w.queue.push(c)
 		}
@@ -959,9 +912,13 @@ func (w *worker) serve(c *conn) (more bool) {
 		case c.raw != nil:
 			err = w.attempt.writeFrom(c, &r, false)
 		default:
-			w.writes.Add(1)
+			if w.stuck == nil {
+				w.stuck = time.AfterFunc(patience, w.queue.replace)
+			} else {
+				w.stuck.Reset(patience)
+			}
 			err = c.sendFrames(w.batch, 0)
-			w.writes.Add(1)
+			w.replaced = !w.stuck.Stop()
 		}
 		switch {
 		case err == errWouldWait:
@@ -975,7 +932,7 @@ func (w *worker) serve(c *conn) (more bool) {
 				c.close(err)
 			}
 			return false
-		case c.raw == nil && w.queue.hasReplaced(w):
+		case w.replaced:
 			c.attend(w.batch[:0], 0, again)
 			return false
 		}
@@ -992,28 +949,25 @@ type attempt struct {
 	c       *conn
 	r       *frameReader
 	mayWait bool // for room, if the client does not take all at once
-	waited  bool
 	err     error
 }
 
 func newAttempt() *attempt {
 	a := &attempt{}
-	a.write = func(fd uintptr) bool {
-		// The buffer is given back while it waits for room: there may be very many
-		// clients that do not read.
-		buf := scratch.Get().(*[]byte)
-		defer func() { putScratch(buf, *buf) }()
-		return a.writeAll(fd, buf)
-	}
+	a.write = a.writeAll
 	return a
 }
 
 // writeAll writes until all was taken or an error ended that, and reports whether
 // that is so. Otherwise the caller is to wait for room and call it again.
-func (a *attempt) writeAll(fd uintptr, buf *[]byte) bool {
-	if a.waited {
+func (a *attempt) writeAll(fd uintptr) bool {
+	if a.err != nil {
 		a.c.answered = time.Now() // it has made room
 	}
+	// The buffer is given back while it waits for room: there may be very many clients
+	// that do not read.
+	buf := scratch.Get().(*[]byte)
+	defer func() { putScratch(buf, *buf) }()
 	for {
 		p := a.r.piece(*buf)
 		if len(p) == 0 {
@@ -1034,7 +988,7 @@ func (a *attempt) writeAll(fd uintptr, buf *[]byte) bool {
 			a.err = fmt.Errorf("%w: %w", ErrClientLeft, err)
 			return true
 		default:
-			a.err, a.waited = errWouldWait, true
+			a.err = errWouldWait
 			return !a.mayWait
 		}
 	}
@@ -1051,7 +1005,7 @@ var errWouldWait = errors.New("sse: client does not take that much at once")
 // writeFrom writes what r has. If it may not wait, it returns errWouldWait where the
 // client does not take all of it.
 func (a *attempt) writeFrom(c *conn, r *frameReader, mayWait bool) error {
-	a.c, a.r, a.mayWait, a.waited, a.err = c, r, mayWait, false, nil
+	a.c, a.r, a.mayWait, a.err = c, r, mayWait, nil
 	if mayWait {
 		c.source.writing(true)
 	}
