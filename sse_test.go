@@ -12726,8 +12726,9 @@ func (m *model) catchUpLog(ctx context.Context, missed Missed) iter.Seq2[Event, 
 				break
 			}
 			e := m.log[i]
+			names := m.namesOf(e.topics)
 			m.mu.Unlock()
-			if !slices.ContainsFunc(m.namesOf(e.topics), func(name string) bool { return slices.Contains(missed.Topics, name) }) {
+			if !slices.ContainsFunc(names, func(name string) bool { return slices.Contains(missed.Topics, name) }) {
 				continue
 			}
 			if n++; n == fail {
