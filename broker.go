@@ -2069,7 +2069,8 @@ func (b *Broker) lookAtIdleLocked(s *subscriber) {
 	if s.conn != nil {
 		s.conn.suspect = s.idle
 	}
-	if s.idle || s.conn != nil && silent == uint64(max(b.writeTimeout(), period)/period) {
+	// It takes Linux some 600 ms to send twice again what was not confirmed.
+	if s.idle || s.conn != nil && silent == uint64(max(b.writeTimeout(), time.Second, period)/period) {
 		b.wakeLocked(s)
 	}
 }

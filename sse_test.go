@@ -3401,41 +3401,38 @@ func TestLogKeepsNoReferenceToEvictedFrames(t *testing.T) {
 	})
 }
 
-// The goroutine that wakes the subscribers of a large topic gives way to those that
-// call Publish.
+// Publish does not wake the subscribers of a large topic itself.
 func TestPublishDoesNotWaitUntilAllAreWoken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const n = 5000
 		b := &Broker{}
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		var woken atomic.Int64
+		var got atomic.Int64
 		for range n {
 			go func() {
 				for range b.Subscribe(ctx, "", "many") {
-					woken.Add(1)
+					got.Add(1)
 				}
 			}()
 		}
 		synctest.Wait()
 		early := 0
 		for range 20 {
-			woken.Store(0)
+			got.Store(0)
 			b.Publish(Event{Data: "x"}, "many")
-			for range 10 {
-				b.Publish(Event{Data: "x"}, "other")
-				runtime.Gosched()
-			}
-			if woken.Load() < n {
+			b.mu.Lock()
+			if b.topics["many"].toWake > 0 {
 				early++
 			}
+			b.unlock()
 			synctest.Wait()
-			if got := woken.Load(); got != n {
+			if got := got.Load(); got != n {
 				t.Fatalf("subscribers that got the event: got %d, want %d", got, n)
 			}
 		}
 		if early == 0 {
-			t.Error("eleven calls of Publish always took as long as it took to wake all")
+			t.Error("all were woken whenever Publish returned")
 		}
 	})
 }
@@ -4412,6 +4409,24 @@ func TestResetComesBeforeWhatNobodyWasWokenFor(t *testing.T) {
 		}
 		loop.want("gap:" + start)
 	})
+}
+
+// A position is told after the state only if no later event has told one.
+func TestPositionAfterTheStateIsToldOnce(t *testing.T) {
+	b := &Broker{}
+	b.Set("k", Event{Data: "k"})
+	b.Publish(Event{Data: "x"})
+	s := joinSubscriber(t, b, "")
+	batch, _ := s.next(nil)
+	if n := len(batch); n != 3 || !batch[0].mark || batch[1].mark || batch[2].id != b.LastEventID() || !batch[2].mark {
+		t.Errorf("got %d frames, want what opens the stream, a value, and a position", n)
+	}
+	s = joinSubscriber(t, b, "")
+	b.Publish(Event{Data: "y"})
+	batch, _ = s.next(nil)
+	if n := len(batch); n != 3 || !batch[0].mark || batch[1].mark || batch[2].mark {
+		t.Errorf("with an event after the state: got %d frames, want what opens the stream, a value, and the event", n)
+	}
 }
 
 // What is before the state that it was being sent is for a client again once CatchUp has
@@ -8894,6 +8909,32 @@ func TestSlowClientsThatAreNotCutOff(t *testing.T) {
 	}
 }
 
+// Nor those whose large events are in the history yet, which has a limit of its own.
+func TestSlowClientsOfEventsInTheHistoryAreNotCutOff(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		const large = 512 << 10
+		b := &Broker{HistoryBytes: 2*large + large/2}
+		s := serve(t, b)
+		var clients []*pipeClient
+		for i := range 4 { // the last two evict the first two
+			topic := strconv.Itoa(i)
+			c := s.get("/?topic="+topic, "")
+			c.want("")
+			c.stall(true)
+			b.Publish(Event{ID: topic, Data: strings.Repeat("x", large)}, topic)
+			synctest.Wait()
+			clients = append(clients, c)
+		}
+		time.Sleep(peerLeftTime)
+		for i, c := range clients {
+			c.stall(false)
+			if got := c.events(); len(got) != 1 || len(got[0].Data) != large || c.ended() != nil {
+				t.Errorf("client %d: got %d events, ended with %v, want its large event", i, len(got), c.ended())
+			}
+		}
+	})
+}
+
 // Nor are those that have taken their large event and wait for the next.
 func TestClientsThatTookALargeEventAreNotCutOff(t *testing.T) {
 	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
@@ -9302,6 +9343,15 @@ func TestDetachedClientWhoseSystemDoesNotAnswerIsCutOff(t *testing.T) {
 			}
 			return 2
 		}, time.Hour, time.Hour + 7500*time.Millisecond, time.Hour + 12*time.Second},
+		{"one event, a short WriteTimeout", 500 * time.Millisecond, func(at time.Duration) byte {
+			switch {
+			case at <= time.Hour:
+				return 0
+			case at < time.Hour+600*time.Millisecond: // as Linux needs
+				return 1
+			}
+			return 2
+		}, time.Hour, time.Hour + 600*time.Millisecond, time.Hour + 2*time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -9520,6 +9570,11 @@ func TestStuckDetachedClientsHoldUpNobody(t *testing.T) {
 		if stacks, n := bubbleGoroutines(); n != idle {
 			t.Errorf("got %d goroutines when all have read, want %d as before:\n%.2000s", n, idle, stacks)
 		}
+		b.conns.mu.Lock()
+		if n := b.conns.workers; n != 0 {
+			t.Errorf("got %d workers when all have read, want none", n)
+		}
+		b.conns.mu.Unlock()
 		checkInvariants(t, b)
 	})
 }
