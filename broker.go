@@ -195,9 +195,13 @@ func (b *Broker) unlock() {
 		return
 	}
 	var few [signalsAtOnce]chan struct{}
-	woken := append(few[:0], b.woken...)
-	clear(b.woken)
-	b.woken = b.woken[:0]
+	woken := b.woken
+	if n := copy(few[:], woken); n == len(woken) {
+		clear(woken)
+		woken, b.woken = few[:n], woken[:0]
+	} else {
+		b.woken = nil // not kept for the next time: there may be very many
+	}
 	b.mu.Unlock()
 	for _, signal := range woken {
 		give(signal)
@@ -764,7 +768,7 @@ func (b *Broker) takeTopicsLocked(f *frame, topics []*topic) {
 		}
 	}
 	f.topics = rest
-	if f.holders > 0 {
+	if f.holders > 0 && f.seq < b.log.tail {
 		b.limitPinnedLocked()
 	}
 }
@@ -1840,6 +1844,13 @@ func (s *subscriber) writing(yes bool) {
 	}
 }
 
+// sent notes, before a pause, that s has been sent what next returned last.
+func (s *subscriber) sent() {
+	s.b.lock()
+	defer s.b.unlock()
+	s.b.releaseHeldLocked(s)
+}
+
 // detach gives s the connection c instead of a goroutine.
 func (s *subscriber) detach(ctx context.Context, c *conn, head string, done func(error)) {
 	c.source, c.ctx, s.conn, s.done = s, ctx, c, done
@@ -2024,7 +2035,7 @@ func (b *Broker) sweep() {
 		case s.end == nil && s.expires > 0 && b.round.Load() >= s.expires && s.cancel == nil:
 			b.endLocked(s, errTooOld)
 		case b.isLate(s):
-			b.endLocked(s, errWriteTimeout)
+			b.endLocked(s, errWriteTimeout) // or it is ended already and was cut off
 			late = append(late, s)
 		case s.waiting:
 			b.lookAtIdleLocked(s)
@@ -2052,10 +2063,15 @@ var errTooOld = errors.New("sse: stream has reached MaxAge")
 
 var errWriteTimeout = fmt.Errorf("%w: a write took longer than WriteTimeout", ErrTooSlow)
 
-// isLate reports whether a write to s has been under way for WriteTimeout.
+// isLate reports whether a write to s has been under way for WriteTimeout, or for
+// longer than the cut that was to end it: over TLS, crypto/tls then tries for five
+// seconds more to send its close_notify, until it is cut again.
 func (b *Broker) isLate(s *subscriber) bool {
 	timeout, period := b.writeTimeout(), b.sweepPeriod()
 	began := s.began.Load()
+	if began > 0 && (s.end == errCut || errors.Is(s.end, ErrTooSlow)) {
+		return true
+	}
 	rounds := uint64((timeout + period - 1) / period)
 	return timeout > 0 && began > 0 && b.round.Load() >= began+rounds
 }

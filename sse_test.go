@@ -7882,30 +7882,56 @@ func TestClientThatDoesNotReadIsCutOff(t *testing.T) {
 	}
 }
 
-// TLS would try for five seconds to say goodbye to a client that does not read.
-func TestDetachedClientOverTLSIsCutOffAtOnce(t *testing.T) {
-	for _, want := range []error{ErrTooSlow, ErrClosed} {
-		synctest.Test(t, func(t *testing.T) {
-			b := &Broker{WriteTimeout: 20 * time.Second}
-			reasons := make(chan error, 1)
-			srv := newWireServer(t, "HTTP/1.1 with TLS", func(w http.ResponseWriter, r *http.Request) {
-				b.Detach(w, r, func(err error) { reasons <- err })
+// TLS would try for five seconds to say goodbye to a client that does not read. With
+// Detach it is not asked to; with Serve, the next sweep ends that.
+func TestClientOverTLSIsCutOffAtOnce(t *testing.T) {
+	const sweep = 15 * time.Second / 8
+	for _, detached := range []bool{true, false} {
+		for _, want := range []error{ErrTooSlow, ErrClosed, errHoldsTooMuch} {
+			synctest.Test(t, func(t *testing.T) {
+				b := &Broker{WriteTimeout: 20 * time.Second, HistoryBytes: 1}
+				reasons := make(chan error, 1)
+				srv := newWireServer(t, "HTTP/1.1 with TLS", func(w http.ResponseWriter, r *http.Request) {
+					switch {
+					case r.Method == "POST":
+						b.Serve(w, r, "other")
+					case detached:
+						b.Detach(w, r, func(err error) { reasons <- err })
+					default:
+						reasons <- b.Serve(w, r)
+					}
+				})
+				openStalledWireStream(t, srv)
+				if want == errHoldsTooMuch {
+					wireRequest(t, srv, "POST", nil)
+				}
+				synctest.Wait()
+				began, at, most := time.Now(), 20*time.Second, 2*sweep
+				b.Publish(Event{Data: strings.Repeat("x", 1<<20)})
+				switch want {
+				case ErrClosed:
+					at = time.Second
+					ctx, cancel := context.WithTimeout(t.Context(), at)
+					defer cancel()
+					b.Shutdown(ctx)
+				case errHoldsTooMuch:
+					at = 0
+					synctest.Wait()
+					b.Publish(Event{Data: strings.Repeat("x", 1<<20)}, "other")
+					synctest.Wait()
+					b.Publish(Event{Data: "evicts that"}, "other")
+				}
+				switch {
+				case detached && want != ErrTooSlow:
+					most = 0
+				case !detached && want == ErrTooSlow:
+					most += sweep
+				}
+				if err := <-reasons; !errors.Is(err, want) || time.Since(began) < at || time.Since(began) > at+most {
+					t.Errorf("detached: %v: got %v after %v, want %v after %v and up to %v more", detached, err, time.Since(began), want, at, most)
+				}
 			})
-			openStalledWireStream(t, srv)
-			synctest.Wait()
-			began := time.Now()
-			b.Publish(Event{Data: strings.Repeat("x", 1<<20)})
-			at := 20 * time.Second
-			if want == ErrClosed {
-				at = time.Second
-				ctx, cancel := context.WithTimeout(t.Context(), at)
-				defer cancel()
-				b.Shutdown(ctx)
-			}
-			if err := <-reasons; !errors.Is(err, want) || time.Since(began) < at || time.Since(began) > at*9/8 {
-				t.Errorf("got %v after %v, want %v after %v and up to an eighth more", err, time.Since(began), want, at)
-			}
-		})
+		}
 	}
 }
 
@@ -8909,6 +8935,35 @@ func TestSlowClientsThatAreNotCutOff(t *testing.T) {
 	}
 }
 
+// Nor one that has taken what it was sent and waits for its turn with a worker.
+func TestDetachedClientThatWaitsForItsTurnIsNotCutOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{HistoryBytes: 1, KeepAlive: -1}
+		s := detachBroker(t, b)
+		large := strings.Repeat("x", pieceBytes+1)
+		for i := range batchesAtOnce + 1 {
+			b.Set(strconv.Itoa(i), Event{Data: large}, "values")
+		}
+		b.conns.most = 1 // as with so many busy workers as there are
+		other := s.get("/?topic=other", "")
+		other.want("")
+		other.stall(true)
+		c := s.getStalled("/?topic=values", "")
+		synctest.Wait() // the worker writes to c
+		b.Publish(Event{Data: large}, "other")
+		c.stall(false) // c takes a worker's turn of values and is put behind the other,
+		synctest.Wait()
+		b.Set(strconv.Itoa(batchesAtOnce-1), Event{Data: "new"}, "values") // c has the old one
+		b.Publish(Event{Data: "y"}, "other")
+		synctest.Wait()
+		other.stall(false)
+		time.Sleep(time.Second)
+		if err, n := c.ended(), b.Stats().TooSlow; err != nil || n != 0 {
+			t.Errorf("got %v and %d that were too slow, want none", err, n)
+		}
+	})
+}
+
 // Nor those whose large events are in the history yet, which has a limit of its own.
 func TestSlowClientsOfEventsInTheHistoryAreNotCutOff(t *testing.T) {
 	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
@@ -9135,6 +9190,7 @@ func (s turnSource) next(batch []*frame) ([]*frame, step) {
 
 func (s turnSource) deliver(context.Context, []*frame, step, func([]*frame) error) error { return nil }
 func (s turnSource) writing(bool)                                                        {}
+func (s turnSource) sent()                                                               {}
 func (s turnSource) guard(f func())                                                      { f() }
 func (s turnSource) finished(error)                                                      {}
 

@@ -571,6 +571,9 @@ type source interface {
 	// writing notes that a write that may block begins, or has ended.
 	writing(bool)
 
+	// sent notes, before a pause, that what next returned last has been sent.
+	sent()
+
 	// guard calls f and logs a panic of CatchUp in it.
 	guard(f func())
 
@@ -937,6 +940,7 @@ func (w *worker) serve(c *conn) (more bool) {
 			return false
 		}
 	}
+	c.source.sent()
 	return true
 }
 
