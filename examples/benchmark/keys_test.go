@@ -106,13 +106,18 @@ func (r *readers) bytes() (all, slow int64) {
 	return all, slow
 }
 
-// serveHere serves the Broker's default topic over TCP.
-func serveHere(b *testing.B, broker *sse.Broker) (addr string) {
+// serveHere serves the Broker's default topic over TCP. buffer is the size of the
+// kernel's buffer for each client, or 0 for what the kernel chooses.
+func serveHere(b *testing.B, broker *sse.Broker, buffer int) (addr string) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)
 	}
-	srv := &http.Server{Handler: broker}
+	srv := &http.Server{Handler: broker, ConnState: func(conn net.Conn, state http.ConnState) {
+		if state == http.StateNew && buffer > 0 {
+			conn.(*net.TCPConn).SetWriteBuffer(buffer)
+		}
+	}}
 	go srv.Serve(listener)
 	b.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
@@ -131,7 +136,7 @@ func BenchmarkKeys(b *testing.B) {
 	for _, way := range []string{"Set", "Publish"} {
 		b.Run("lib=ours/way="+way, func(b *testing.B) {
 			broker := &sse.Broker{Logger: slog.New(slog.DiscardHandler)}
-			addr := serveHere(b, broker)
+			addr := serveHere(b, broker, 64<<10) // else the kernel takes megabytes for each slow client
 			publish := func(key int) {
 				name := "K" + strconv.Itoa(key)
 				ev := sse.Event{Data: fmt.Sprintf(`{"symbol":%q,"price":%.2f}`, name, 100*rand.Float64())}
@@ -212,7 +217,7 @@ func BenchmarkEarliest(b *testing.B) { b.Run("lib=ours", everything) }
 func everything(b *testing.B) {
 	const clients, events = 1000, 10_000
 	broker := &sse.Broker{Logger: slog.New(slog.DiscardHandler)}
-	addr := serveHere(b, broker)
+	addr := serveHere(b, broker, 0)
 	for range events {
 		broker.Publish(sse.Event{Data: strings.Repeat("x", 100)})
 	}
