@@ -195,10 +195,11 @@ func (b *Broker) unlock() {
 		return
 	}
 	var few [signalsAtOnce]chan struct{}
-	woken := b.woken
-	if n := copy(few[:], woken); n == len(woken) {
-		clear(woken)
-		woken, b.woken = few[:n], woken[:0]
+	all := b.woken
+	woken := all
+	if n := copy(few[:], all); n == len(all) {
+		clear(all)
+		woken, b.woken = few[:n], all[:0]
 	} else {
 		b.woken = nil // not kept for the next time: there may be very many
 	}
