@@ -239,6 +239,35 @@ func TestFollowAfterBadGateway(t *testing.T) {
 	})
 }
 
+// Before the first event there is no ID to go on from: what was published meanwhile may
+// be missed, and the page is told so, unless it said where to begin.
+func TestFollowAfterBadGatewayBeforeTheFirstEvent(t *testing.T) {
+	everyBrowser(t, func(t *testing.T, open func(*testing.T, string) *page) {
+		for _, options := range []string{`{}`, `{shared: true}`, `{lastEventId: "begin"}`} {
+			t.Run(options, func(t *testing.T) {
+				t.Parallel()
+				broker := &sse.Broker{Retry: 100 * time.Millisecond}
+				if _, err := broker.Publish(sse.Event{ID: "begin"}); err != nil {
+					t.Fatal(err)
+				}
+				site := newFollowSite(t, broker)
+				p := open(t, site.URL)
+				follow(p, options)
+				p.waitFor(`states.length === 1`)
+				site.back.cut()
+				want := send(t, broker, sse.Event{Data: "1"})
+				p.waitFor(`sources.length >= 3 && sources.at(-1).readyState === EventSource.CLOSED`)
+				site.back.mend()
+				p.waitFor(`states.length === 3`)
+				if !strings.Contains(options, "begin") {
+					want = []sse.Event{{Type: "gap"}}
+				}
+				wantHeard(p, append(want, send(t, broker, sse.Event{Data: "2"})...))
+			})
+		}
+	})
+}
+
 func TestFollowTellsOfAGap(t *testing.T) {
 	everyBrowser(t, func(t *testing.T, open func(*testing.T, string) *page) {
 		broker := &sse.Broker{Retry: 100 * time.Millisecond, History: 2}

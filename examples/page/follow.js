@@ -1,10 +1,11 @@
 // follow reads an event stream and does not give up: it goes on after the last event
 // also where an EventSource stays closed, as after a proxy's 502. Copy this file.
 //
+//	import { follow } from "./follow.js" // in a <script type="module">
 //	const stream = follow("/events", {
 //		on: { // a function for each type of event, which gets {type, data, lastEventId}
-//			message: e => show(JSON.parse(e.data)),
-//			gap: () => location.reload(), // events were missed and cannot be replayed
+//			message: e => show(e.data),   // or JSON.parse(e.data), for what sse.JSON made
+//			gap: () => location.reload(), // events were missed, or may have been before the first
 //			end: () => tell("complete"),  // the stream is finished for good
 //		},
 //		open: () => tell("connected"),
@@ -42,13 +43,15 @@ export function follow(url, options = {}) {
 
 // connect keeps an EventSource going, and returns a function that ends it.
 function connect(address, types, withCredentials, lastEventId, hear, tell) {
-	let source, timer, stopped = false, wait = 1000
+	let source, timer, opened, stopped = false, wait = 1000
 	const url = new URL(address)
 	const own = f => e => e instanceof MessageEvent || f() // not an event "open" or "error" of the stream
 	const begin = () => {
 		if (lastEventId) url.searchParams.set("lastEventId", lastEventId)
 		source = new EventSource(url, { withCredentials })
 		source.onopen = own(() => {
+			if (opened && opened !== source && !lastEventId) hear({ type: "gap", data: "", lastEventId })
+			opened = source
 			wait = 1000
 			tell("open")
 		})
@@ -74,11 +77,7 @@ function connect(address, types, withCredentials, lastEventId, hear, tell) {
 		else begin()
 	}
 	begin()
-	return () => {
-		stopped = true
-		clearTimeout(timer)
-		source.close()
-	}
+	return () => { stopped = true; clearTimeout(timer); source.close() }
 }
 
 // share has the tab that holds a lock connect, number the events and pass them on.

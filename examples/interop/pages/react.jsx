@@ -2,7 +2,9 @@ import { StrictMode, useEffect, useReducer, useState } from "react"
 import { createRoot } from "react-dom/client"
 import { follow } from "../../page/follow.js"
 
-// useEvents returns the events of a stream so far, and whether it is connected.
+// useEvents returns the events of a stream so far, and whether it is connected. After
+// a gap it begins anew: load the state again there, or set CatchUp.
+// The server: ev, err := sse.JSON(item{n, text}); broker.Publish(ev).
 function useEvents(url) {
 	const [events, add] = useReducer((events, e) => e.type === "gap" ? [] : [...events, e], [])
 	const [connected, setConnected] = useState(false)
