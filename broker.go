@@ -219,9 +219,9 @@ func give(signal chan struct{}) {
 
 // Publish sends ev to every subscriber of the topics and keeps it in the history. A
 // subscriber of several of the topics receives the event once. Publish waits for no
-// client: one that falls behind catches up from the history. The time it takes does
-// not depend on how many subscribers there are, with one exception: if the whole
-// history is replaced before they could all be woken, one call wakes the rest.
+// client. A client that falls behind catches up from the history. The time that
+// Publish takes does not depend on the number of subscribers, with one exception: if
+// the whole history is replaced before all of them are woken, one call wakes the rest.
 //
 //	id, err := broker.Publish(sse.Event{Data: "hello"}, "room/42")
 //
@@ -250,10 +250,9 @@ func (b *Broker) Publish(ev Event, topics ...string) (id string, err error) {
 //
 // A value is kept, whatever HistoryBytes and HistoryAge are, until it is replaced or
 // removed, or until Reset. After [Broker.End] of its topic, it is kept for as long as
-// that end is in the history. If users
-// choose the keys, limit their number, which is in [Stats]: each takes some 220
-// bytes besides the key and the event. An event in several topics is replaced in
-// each separately. Set and Publish may be mixed.
+// that end is in the history. If users choose the keys, limit their number, which is
+// in [Stats]: each takes some 220 bytes besides the key and the event. An event in
+// several topics is replaced in each separately. Set and Publish may be mixed.
 func (b *Broker) Set(key string, ev Event, topics ...string) (id string, err error) {
 	key = strings.Clone(key) // may be part of a long text
 	return b.publish(ev, topics, func(f *frame) { b.setKeyLocked(f, key) })
@@ -839,10 +838,10 @@ func (s *subscriber) hasEnded() bool {
 	return !slices.ContainsFunc(s.topics, func(t *topic) bool { return t.ended == 0 })
 }
 
-// Members are subscribers in the order in which they came, except that the last one
-// takes the place of one that leaves. They are woken from the last to the first. The
-// order is not random, because over HTTP/2 net/http merges what the streams of one
-// connection write one after the other.
+// Members are subscribers in the order in which they came. When one leaves, the last
+// one takes its place. They are woken from the last to the first. A random order would
+// cost CPU: over HTTP/2, net/http merges what the streams of one connection write, if
+// they write one after the other.
 type members []member
 
 // A member is a subscriber in its nth list of members.
@@ -1629,13 +1628,13 @@ func (s *subscriber) goOn(since uint64, upTo, lastID string, yielded bool) []*fr
 // other methods are accepted and receive the event "end" too. After Shutdown, as
 // beyond MaxClients, a client receives only a reconnection time.
 //
-// Serve returns why the stream ended: an error that wraps [ErrClientLeft],
-// [ErrTooSlow], [ErrClosed], [ErrFull], [ErrEnded] or [ErrDisconnected], the error
-// that CatchUp yielded, an error that says that MaxAge was reached, or one that wraps
-// [http.ErrNotSupported], as from NewWriter. It returns nil only for HEAD. The stream
-// also ends when r's context is done. The error then wraps the context's cause
-// ([context.WithCancelCause]), if it has one; otherwise it is ErrClientLeft, because
-// net/http cancels the context too when the client leaves.
+// Serve returns why the stream ended. The error wraps [ErrClientLeft], [ErrTooSlow],
+// [ErrClosed], [ErrFull], [ErrEnded], [ErrDisconnected] or, as from NewWriter,
+// [http.ErrNotSupported]. After an error of CatchUp, it wraps that error. After MaxAge,
+// it says so. Serve returns nil only for HEAD. The stream also ends when r's context
+// is done. The error then wraps the context's cause ([context.WithCancelCause]), if it
+// has one. Otherwise it is ErrClientLeft, because net/http also cancels the context
+// when the client leaves.
 //
 // To save writes, the response to a GET over HTTP/1.1 is not chunked and ends with
 // its connection. Only a stream with the event "end" is complete.

@@ -339,8 +339,8 @@ func NewDecoder(r io.Reader) *Decoder {
 	return &Decoder{r: bufio.NewReader(r)}
 }
 
-// LastEventID returns the ID to send as Last-Event-ID when reconnecting. It is the
-// one that the stream set last, with an event or without one.
+// LastEventID returns the ID to send as Last-Event-ID when reconnecting: the ID that
+// the stream set last, whether or not an event came with it.
 func (d *Decoder) LastEventID() string { return d.lastID }
 
 // Retry returns the reconnection time that the stream set last, or 0 if it set none.
@@ -348,7 +348,7 @@ func (d *Decoder) Retry() time.Duration { return d.wait }
 
 // Decode returns the next event. It blocks until there is an event or an error.
 //
-// The event's ID is the one that the stream set last, for this or an earlier event.
+// The event has the ID that the stream set last, even if that was with an earlier event.
 // Its Type is "" if none was set. Its Retry is always 0; see [Decoder.Retry].
 //
 // Decode returns [io.EOF] at the end of the stream, [io.ErrUnexpectedEOF] if the

@@ -133,7 +133,8 @@ var (
 	ErrFull = errors.New("sse: too many clients")
 
 	// ErrDuplicateID is returned by Broker.Publish, Set and Remove for an ID that is
-	// in the history, and by these and Broker.Reset for one that the Broker assigned.
+	// in the history. These and Broker.Reset also return it for an ID that has the
+	// form of those that the Broker assigns.
 	ErrDuplicateID = errors.New("sse: duplicate event ID")
 
 	// ErrEventTooLarge is returned by Decoder.Decode, and yielded by Client.Events,
@@ -185,10 +186,11 @@ const Earliest = "earliest"
 // browser keeps it if the connection fails before the first event.
 //
 // Serve returns nil if the sequence ended, and ErrEnded if the stream has ended
-// permanently. Otherwise it returns the error that the sequence yielded, the error
-// of [Event.AppendText], or one that wraps [ErrClientLeft], [ErrTooSlow], the cause
-// of r's context ([context.WithCancelCause]) or, as from NewWriter,
-// [http.ErrNotSupported].
+// permanently. After an error of the sequence, or of [Event.AppendText], it returns
+// that error. If the client left or was too slow, the error wraps [ErrClientLeft] or
+// [ErrTooSlow]. If r's context has a cause ([context.WithCancelCause]), the error
+// wraps that. If no stream is possible, it wraps [http.ErrNotSupported], as from
+// NewWriter.
 //
 // The sequence must watch r.Context(), because Serve cannot interrupt it: the
 // handler returns only when the sequence yields or ends. [http.Server.Shutdown]

@@ -2345,9 +2345,7 @@ func TestDecodeDoesNotWaitBehindCR(t *testing.T) {
 }
 
 func TestDecodeMaxEventBytes(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes a while")
-	}
+	skipShort(t)
 	t.Parallel()
 	const most = 16 << 20
 	event := func(size int) string { // of so many bytes in all
@@ -2394,9 +2392,7 @@ func TestDecodeMaxEventBytes(t *testing.T) {
 
 // However much a hostile server sends, the Decoder holds little of it.
 func TestDecodeHostileStream(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes a while")
-	}
+	skipShort(t)
 	const endless = 4 << 20
 	for _, tt := range []struct {
 		name       string
@@ -5071,9 +5067,7 @@ func TestReservedIDsAreRefused(t *testing.T) {
 // A Reset that falls together with a keep-alive does not hide the gap behind the
 // keep-alive's ID.
 func TestResetTogetherWithAKeepAlive(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes a while")
-	}
+	skipShort(t)
 	t.Parallel()
 	t.Run("a client that is being written to", func(t *testing.T) {
 		for _, catchUp := range []bool{true, false} {
@@ -5786,9 +5780,7 @@ func TestSetInVeryManyTopics(t *testing.T) {
 // A value that was replaced takes no memory once it has left the history, and a key that is
 // part of a long string does not keep that.
 func TestKeysTakeLittle(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes a while")
-	}
+	skipShort(t)
 	b := &Broker{History: 1}
 	long := strings.Repeat("x", 64<<10)
 	before := heapInUse()
@@ -8092,9 +8084,7 @@ func TestEvictedEventsArriveWhole(t *testing.T) {
 
 // A detached client that does not read costs little more than one that is idle.
 func TestStalledDetachedClientGivesItsBufferBack(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes a while")
-	}
+	skipShort(t)
 	if runtime.GOOS == "windows" {
 		t.Skip("there a goroutine waits in each write")
 	}
@@ -8896,9 +8886,7 @@ func (w panickyWriter) Write(p []byte) (int, error) {
 // No more of those who hold what left the history are cut off than must be, and the
 // last one of them is not, however much it holds.
 func TestSlowClientsThatAreNotCutOff(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes a while")
-	}
+	skipShort(t)
 	t.Parallel()
 	const large = 512 << 10
 	size := func() int {
@@ -9086,6 +9074,14 @@ func TestSlowLoopsMayHoldLargeEvents(t *testing.T) {
 			}
 		}
 	})
+}
+
+// skipShort skips a test that takes a while, with -short.
+func skipShort(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("takes a while")
+	}
 }
 
 // announce does what the goroutine does that appendLocked starts.
@@ -9512,9 +9508,7 @@ func isStuckInAWrite() bool {
 // One that is cut off is sent nothing more, neither what is in the socket's buffer nor
 // the end: the system would try for minutes.
 func TestCutOffDetachedClientIsReset(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes a while")
-	}
+	skipShort(t)
 	if runtime.GOOS == "windows" {
 		t.Skip("resets connections by another error")
 	}
@@ -9877,9 +9871,7 @@ func (c *deadlineConn) SetWriteDeadline(deadline time.Time) error {
 
 // However many clients are owed something, a few goroutines give it to them.
 func TestDetachNeedsNoGoroutineForEachClient(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes a while")
-	}
+	skipShort(t)
 	const n = 200
 	before := runtime.NumGoroutine() // others only become fewer
 	b := &Broker{Logger: slog.New(slog.DiscardHandler)}
@@ -9909,9 +9901,7 @@ func TestDetachNeedsNoGoroutineForEachClient(t *testing.T) {
 // Over a socket of the system, a client that does not read gets everything as
 // soon as it does, and one that has nothing to do needs no goroutine.
 func TestDetachOverTCP(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes a while")
-	}
+	skipShort(t)
 	b := &Broker{WriteTimeout: time.Minute, HistoryBytes: -1, Logger: slog.New(slog.DiscardHandler)}
 	reasons := make(chan error, 100)
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -10695,9 +10685,7 @@ func TestSubscribeLoopMayUseTheBroker(t *testing.T) {
 // Shutdown.
 
 func TestShutdownOfAThousandStreams(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes a while")
-	}
+	skipShort(t)
 	t.Parallel()
 	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		_, goroutines := bubbleGoroutines()

@@ -243,8 +243,8 @@ func endsWithConnection(r *http.Request) bool {
 	return ours && r.ProtoMajor == 1 && !hasBody(r) && r.Header.Get("X-Varnish") == ""
 }
 
-// hasBody reports whether r has a body. Middleware may have wrapped one that is
-// none.
+// hasBody reports whether r has a body. The length is decisive: middleware may wrap
+// the Body of a request that has none.
 func hasBody(r *http.Request) bool {
 	return r.ContentLength != 0 && r.Body != nil && r.Body != http.NoBody
 }
@@ -407,8 +407,8 @@ func (w *Writer) write(p []byte) error {
 }
 
 // begin, writePiece and flush write as much as the caller likes. Each piece has a
-// deadline, which flush clears: one that passes on an idle HTTP/2 stream would reset
-// it.
+// deadline. flush clears it, because a deadline that passes while an HTTP/2 stream is
+// idle resets the stream.
 func (w *Writer) begin() error {
 	if w.err == nil && w.ctx.Err() != nil {
 		w.err = leftError(w.ctx)
