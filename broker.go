@@ -194,6 +194,11 @@ func (b *Broker) unlock() {
 		b.mu.Unlock()
 		return
 	}
+	b.unlockAndGive()
+}
+
+// unlockAndGive is not part of unlock because it needs more stack.
+func (b *Broker) unlockAndGive() {
 	var few [signalsAtOnce]chan struct{}
 	all := b.woken
 	woken := all
@@ -273,20 +278,21 @@ func (b *Broker) Remove(key string, ev Event, topics ...string) (id string, err 
 //	wakeLocked         notes their signals, which unlock gives, or puts their
 //	                   connections in the queue
 //
-// A handler, or a loop over Subscribe, waits for its signal in deliver:
-//
-//	deliver            calls next and sends what that returns
-//	next               decides what is sent, by readLogLocked
-//	Writer.sendFrames  writes that to the client, by writePieces, and flushes it;
-//	                   in a loop over Subscribe, a function there yields it
-//
-// A worker takes the connection of a detached client from the queue:
+// A worker takes a connection from the queue, that of a detached client or that of a
+// handler over HTTP/1.x:
 //
 //	worker.work        takes it
-//	worker.serve       calls next and tries to send what that returns
+//	worker.serve       calls next and sends what that returns
+//	next               decides what is sent, by readLogLocked
+//	Writer.sendFrames  writes that for the handler, by writePieces, and flushes it
+//	attempt.writeFrom  or writes it to the socket, by writeAll; if the socket is full,
+//	                   another goroutine goes on, in conn.attend by deliver
+//
+// A handler over HTTP/2, or a loop over Subscribe, waits for its signal in deliver:
+//
+//	deliver            calls next and sends what that returns
 //	next               as above
-//	attempt.writeFrom  writes that to the socket, by writeAll; if the socket is full,
-//	                   a goroutine goes on in conn.attend, by deliver
+//	Writer.sendFrames  as above; in a loop over Subscribe, a function there yields it
 func (b *Broker) publish(ev Event, topics []string, change func(*frame)) (id string, err error) {
 	if err := ev.check(); err != nil {
 		return "", err
@@ -890,8 +896,8 @@ func (m *members) remove(s *subscriber, nth int) {
 //     would skip frames.
 //  5. Whoever clears waiting, other than next and leave, gives one signal: a token,
 //     or a place in the queue of connections. The connection of a subscriber that
-//     waits has no owner; any other has one: the queue, a worker, or a goroutine in
-//     attend. Only the owner uses it.
+//     waits has no owner; any other has one: the queue, a worker, the handler, or a
+//     goroutine in attend. Only the owner uses it.
 //  6. A subscriber whose cursor is before log.tail has missed frames only if one of
 //     its topics lost a frame that is not before the cursor and is after state. All
 //     other frames before log.tail that are for it are values of keys. A Reset makes
@@ -905,11 +911,11 @@ type subscriber struct {
 	topics []*topic // sorted by name
 	client bool     // counts against MaxClients, and in topic.clients
 
-	// signal takes a token when deliver is to look at the subscriber again. It is
-	// nil if the client was detached: the connection is then put in the queue.
-	signal chan struct{}
+	// Either signal takes a token when deliver is to look at the subscriber again, or
+	// conn is put in the queue.
+	signal chan struct{} // of a loop over Subscribe, or a handler over HTTP/2
 	conn   *conn
-	done   func(error) // given to Detach
+	done   func(error) // given to Detach; nil if the client was not detached
 
 	// Guarded by mu.
 	joined  uint64   // the newest frame when it came
@@ -1460,13 +1466,12 @@ var batches = sync.Pool{New: func() any { return new([]*frame) }}
 // deliver is the only loop that may block. It sends batch, goes on as then says, and
 // so forth with what next returns, until the stream ends. It returns why that was.
 //
-// A handler and a loop over Subscribe stay in it for as long as their stream lasts:
-// where the subscriber waits, deliver waits for its signal. A detached client has no
-// signal. For it, deliver returns nil as soon as the client waits; another goroutine
-// may have the connection by then.
+// If the subscriber has a signal, its goroutine stays in deliver for as long as the
+// stream lasts, and waits there. If it has a conn, deliver returns nil as soon as the
+// subscriber waits; a worker may have the conn by then.
 func (s *subscriber) deliver(ctx context.Context, batch []*frame, then step, send func([]*frame) error) error {
 	if s.signal != nil {
-		defer context.AfterFunc(ctx, func() { give(s.signal) })()
+		defer s.endWith(ctx)()
 	}
 	var buf *[]*frame // what batch is in, unless the caller gave it
 	for {
@@ -1645,7 +1650,7 @@ func (b *Broker) Serve(w http.ResponseWriter, r *http.Request, topics ...string)
 	}
 	err = errPanic
 	defer func() { s.leaveAndLog(r, err) }()
-	b.debug(r, "sse: client came", "topics", topicNames(s.topics), "lastEventID", s.lastID)
+	s.logArrival(r)
 	err = s.stream(w, r)
 	return err
 }
@@ -1702,7 +1707,7 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 			done(err)
 		}
 	}()
-	b.debug(r, "sse: client came", "topics", topicNames(s.topics), "lastEventID", s.lastID)
+	s.logArrival(r)
 	c := takeOver(w, r, b.conns)
 	if c == nil {
 		err = s.stream(w, r)
@@ -1774,10 +1779,15 @@ func (b *Broker) admit(w http.ResponseWriter, r *http.Request, topics []string) 
 	}
 	s := &subscriber{client: true, echo: r.Header.Get("Last-Event-ID") != ""}
 	lastID := LastEventID(r)
-	err := b.join(s, lastID, topics)
-	if err == nil {
-		return s, nil
+	if err := b.join(s, lastID, topics); err != nil {
+		b.turnAway(w, r, err, s.repeatable(lastID))
+		return nil, err
 	}
+	return s, nil
+}
+
+// turnAway answers a client that the Broker does not admit for this reason.
+func (b *Broker) turnAway(w http.ResponseWriter, r *http.Request, err error, lastID string) {
 	b.debug(r, "sse: client turned away", "reason", err)
 	if errors.Is(err, ErrFull) {
 		b.warn("sse: clients are turned away", "MaxClients", b.MaxClients)
@@ -1786,9 +1796,12 @@ func (b *Broker) admit(w http.ResponseWriter, r *http.Request, topics []string) 
 	out := newWriter(w, r, b.WriteTimeout)
 	defer out.finish()
 	if out.writeHeaders(r, endsWithConnection(r)) == nil {
-		out.write(appendFrames(nil, b.goodbye(err, s.repeatable(lastID))))
+		out.write(appendFrames(nil, b.goodbye(err, lastID)))
 	}
-	return nil, err
+}
+
+func (s *subscriber) logArrival(r *http.Request) {
+	s.b.debug(r, "sse: client came", "topics", topicNames(s.topics), "lastEventID", s.lastID)
 }
 
 // leaveAndLog removes s, whose stream has ended for this reason.
@@ -1802,25 +1815,42 @@ func (s *subscriber) leaveAndLog(r *http.Request, reason error) {
 	}
 }
 
-// stream serves s, which was admitted, from the handler's goroutine. All that is
-// written is written by it.
+// stream serves s, which was admitted, until the stream ends. Over HTTP/1.x, workers
+// write for the handler. Over HTTP/2, a write waits for another goroutine of net/http,
+// which merges what many handlers write meanwhile, so each handler writes itself.
 //
-// It is in pieces so that no path needs much stack, the first flush of the headers
-// included. Over HTTP/2 the stack of an idle client then stays at 4 KB.
+// It is in pieces so that no path needs much stack, nor does any before it. The stack
+// of most idle clients then stays at 4 KB: net/http's part of it is too large for the
+// collector to halve what has grown once.
 func (s *subscriber) stream(w http.ResponseWriter, r *http.Request) error {
-	out := s.newWriter(w, r)
+	out, ctx := s.newWriter(w, r), r.Context()
 	defer out.finish()
 	if err := s.beginStream(out, r); err != nil {
 		return s.endFor(err)
 	}
-	return s.deliver(r.Context(), nil, again, out.sendFrames)
+	if out.http2 {
+		s.signal = make(chan struct{}, 1)
+		return s.deliver(ctx, nil, again, out.sendFrames)
+	}
+	s.conn = newHandlerConn(out, s, s.b.conns)
+	defer s.endWith(ctx)()
+	s.b.conns.push(s.conn)
+	return s.endFor(s.conn.stayWith(ctx))
+}
+
+// endWith has s end when ctx does, unless stop is called before.
+func (s *subscriber) endWith(ctx context.Context) (stop func() bool) {
+	return context.AfterFunc(ctx, func() {
+		s.b.lock()
+		defer s.b.unlock()
+		s.b.endLocked(s, leftError(ctx))
+	})
 }
 
 // newWriter returns what s is written to by, and lets cutAll end its writes.
 func (s *subscriber) newWriter(w http.ResponseWriter, r *http.Request) *Writer {
 	out := newWriter(w, r, s.b.WriteTimeout)
 	out.source = s
-	s.signal = make(chan struct{}, 1)
 	s.setCut(out.cut)
 	return out
 }
@@ -1828,11 +1858,16 @@ func (s *subscriber) newWriter(w http.ResponseWriter, r *http.Request) *Writer {
 // beginStream writes the headers.
 func (s *subscriber) beginStream(out *Writer, r *http.Request) error {
 	s.writing(true)
+	defer s.writing(false)
 	err := out.writeHeaders(r, endsWithConnection(r)) // it never finishes
 	if err == nil && out.noDeadline && s.b.writeTimeout() > 0 {
-		s.b.warn("sse: WriteTimeout has no effect, no deadline can be set", "behind", fmt.Sprintf("%T", innermost(out.w)))
+		s.b.warnOfNoDeadline(out.w)
 	}
 	return err
+}
+
+func (b *Broker) warnOfNoDeadline(w http.ResponseWriter) {
+	b.warn("sse: WriteTimeout has no effect, no deadline can be set", "behind", fmt.Sprintf("%T", innermost(w)))
 }
 
 // writing notes that a write to the client begins, or that there is none under way.
@@ -1862,10 +1897,7 @@ func (s *subscriber) detach(ctx context.Context, c *conn, head string, done func
 }
 
 // finished is called once the connection of s, which was detached, is closed.
-func (s *subscriber) finished(err error) {
-	// Not in the caller's goroutine, which may have other connections to serve.
-	go s.done(s.endFor(cmp.Or(err, s.ending)))
-}
+func (s *subscriber) finished(err error) { s.done(s.endFor(err)) }
 
 // guard calls f, in which CatchUp may run.
 func (s *subscriber) guard(f func()) { s.b.guard("CatchUp", f) }
@@ -1982,7 +2014,7 @@ func (b *Broker) retryLine(retry time.Duration) string {
 	if b.Retry < 0 {
 		return ""
 	}
-	return string(Event{Retry: retry}.appendBody(nil))
+	return "retry: " + strconv.FormatInt(retry.Milliseconds(), 10) + "\n"
 }
 
 // repeatable returns id, or "" if it is not to be repeated in the stream: it came by
@@ -2082,11 +2114,11 @@ func (b *Broker) lookAtIdleLocked(s *subscriber) {
 	keepAlive, period := b.keepAlive(), b.sweepPeriod()
 	silent := b.round.Load() - s.got
 	s.idle = s.client && keepAlive > 0 && silent >= uint64(keepAlive/period)
-	if s.conn != nil {
+	if s.done != nil {
 		s.conn.suspect = s.idle
 	}
 	// It takes Linux some 600 ms to send twice again what was not confirmed.
-	if s.idle || s.conn != nil && silent == uint64(max(b.writeTimeout(), time.Second, period)/period) {
+	if s.idle || s.done != nil && silent == uint64(max(b.writeTimeout(), time.Second, period)/period) {
 		b.wakeLocked(s)
 	}
 }
