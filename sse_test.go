@@ -8873,6 +8873,102 @@ func TestPanicWithinALargeEventHoldsNothing(t *testing.T) {
 	})
 }
 
+// What the program's ResponseWriter does in a worker happens to its handler, and to no
+// other client.
+func TestPanicOfAResponseWriterCostsOneClient(t *testing.T) {
+	anError := errors.New("an error")
+	withStack := func(got any) bool { return strings.Contains(fmt.Sprint(got), "badWriter.Write") }
+	for _, test := range []struct {
+		name string
+		bad  func()
+		want func(panic any, err error) bool
+	}{
+		{"text", func() { panic("Write") }, func(got any, _ error) bool {
+			return strings.HasPrefix(fmt.Sprint(got), "Write\n") && withStack(got)
+		}},
+		{"error", func() { panic(anError) }, func(got any, _ error) bool {
+			err, _ := got.(error)
+			return errors.Is(err, anError) && withStack(got)
+		}},
+		{"ErrAbortHandler", func() { panic(http.ErrAbortHandler) }, func(got any, _ error) bool { return got == http.ErrAbortHandler }},
+		{"Goexit", runtime.Goexit, func(got any, err error) bool { return got == nil && err == errPanic }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := &Broker{}
+				b.LastEventID() // prepares it
+				b.conns.most = 1
+				s := servePipe(t, &http.Server{}, func(w http.ResponseWriter, r *http.Request) (err error) {
+					if r.URL.Path == "/bad" {
+						w = badWriter{w, test.bad}
+						defer func() {
+							got := recover()
+							if !test.want(got, err) {
+								t.Errorf("handler: got panic %v, error %v", got, err)
+							}
+						}()
+					}
+					return b.Serve(w, r)
+				})
+				good, bad := s.get("/", ""), s.get("/bad", "")
+				good.want("")
+				bad.want("")
+				for _, data := range []string{"1", "2"} {
+					b.Publish(Event{Data: data})
+					good.want(data)
+				}
+				if bad.ended() == nil {
+					t.Error("its stream is open")
+				}
+				if got := b.Stats().Clients; got != 1 {
+					t.Errorf("clients: got %d, want 1", got)
+				}
+				checkInvariants(t, b)
+			})
+		})
+	}
+}
+
+// A handler that writes needs a larger stack from then on, so workers do that.
+func TestWorkersWriteForHandlers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{KeepAlive: time.Second}
+		s := servePipe(t, &http.Server{}, func(w http.ResponseWriter, r *http.Request) error {
+			return b.Serve(badWriter{w, func() {
+				if stack := string(debug.Stack()); !strings.Contains(stack, "(*worker).write") {
+					t.Errorf("written by:\n%s", stack)
+				}
+			}}, r)
+		})
+		c := s.get("/", "")
+		c.want("")
+		b.Publish(Event{Data: "1"})
+		c.want("1")
+		time.Sleep(10 * time.Second)
+		b.Publish(Event{Data: "2"})
+		c.want("2")
+		if blocks, _ := c.take(); len(blocks) < 10 {
+			t.Errorf("got %d blocks, want keep-alives among them", len(blocks))
+		}
+	})
+}
+
+// A badWriter does something before it writes an event or a keep-alive, but not as the
+// stream opens or ends.
+type badWriter struct {
+	http.ResponseWriter
+	bad func()
+}
+
+func (w badWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w badWriter) Write(p []byte) (int, error) {
+	if !bytes.Contains(p, []byte("retry: ")) {
+		w.bad()
+	}
+	return w.ResponseWriter.Write(p)
+}
+
 // A panickyWriter panics if it is written much.
 type panickyWriter struct{ *httptest.ResponseRecorder }
 
@@ -9595,11 +9691,11 @@ func TestEventAfterAKeepAliveDoesNotWait(t *testing.T) {
 
 // Where a write cannot be tried a few workers do all of them. Those that are stuck are
 // replaced after a moment, by more each time, so that others are not held up.
-func TestStuckDetachedClientsHoldUpNobody(t *testing.T) {
+func TestStuckClientsHoldUpNobody(t *testing.T) {
 	const stuck = 300
-	synctest.Test(t, func(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
 		b := &Broker{KeepAlive: -1, WriteTimeout: time.Minute}
-		s := detachBroker(t, b)
+		s := serve(t, b)
 		first := s.get("/", "") // which is woken last
 		first.want("")
 		var clients []*pipeClient

@@ -953,7 +953,6 @@ func (w *worker) work() {
 	}()
 	for !w.replaced {
 		if c = w.queue.pop(); c == nil {
-			clear(w.batch)
 			w.queue.spare.Put(w)
 			return
 		}
