@@ -128,8 +128,9 @@ type Broker struct {
 
 	// Logger receives a record at level Debug for each client that connects, leaves or
 	// is refused, at Warn for what an operator should know, and at Error for a panic
-	// in a function given to Detach or, for a detached client, in CatchUp; net/http
-	// logs others. If nil, it is slog.Default().
+	// that net/http cannot log with its stack: in a function given to Detach, for a
+	// detached client in CatchUp, and over HTTP/1.x in a ResponseWriter that wraps the
+	// server's. If nil, it is slog.Default().
 	Logger *slog.Logger
 
 	// mu guards all fields below and everything reached through them: the log, the
@@ -145,7 +146,7 @@ type Broker struct {
 	announcing bool              // whether a goroutine runs announceLocked
 	walked     uint              // subscribers that walkLocked has met
 	woken      []chan struct{}   // signals for unlock to give
-	conns      *connQueue        // detached clients that have something to be sent
+	conns      *connQueue        // clients without a signal that have something to be sent
 	sweeper    *time.Timer       // runs sweep; stopped if there are no subscribers
 	stats      Stats             // the totals
 	warned     map[string]time.Time
@@ -285,8 +286,10 @@ func (b *Broker) Remove(key string, ev Event, topics ...string) (id string, err 
 //	worker.serve       calls next and sends what that returns
 //	next               decides what is sent, by readLogLocked
 //	Writer.sendFrames  writes that for the handler, by writePieces, and flushes it
-//	attempt.writeFrom  or writes it to the socket, by writeAll; if the socket is full,
-//	                   another goroutine goes on, in conn.attend by deliver
+//	attempt.writeFrom  or writes it to the socket, by writeAll
+//
+// If the socket is full, or CatchUp is asked, another goroutine goes on by deliver: the
+// handler in conn.stayWith, or a new one in conn.attend.
 //
 // A handler over HTTP/2, or a loop over Subscribe, waits for its signal in deliver:
 //
@@ -890,8 +893,8 @@ func (m *members) remove(s *subscriber, nth int) {
 //     its cursor up to announced, past what others published.
 //  3. If a subscriber does not wait, its sender will call next. Before it waits,
 //     next has looked at the whole log and at each reason to say something or to
-//     end. A subscriber whose sender is deliver waits already while deliver sends
-//     the last batch.
+//     end. A subscriber with a signal waits already while deliver sends the last
+//     batch.
 //  4. Only next sets waiting. Only a subscriber that waits is woken: another
 //     would skip frames.
 //  5. Whoever clears waiting, other than next and leave, gives one signal: a token,
@@ -1266,9 +1269,9 @@ func (s *subscriber) next(batch []*frame) ([]*frame, step) {
 	case len(batch) == 0 && s.idle:
 		batch = append(batch, b.keepAliveLocked(s)...)
 	}
-	// Where deliver sends the batch, the subscriber waits from now on, which spares
-	// another call of next for nearly every event. A worker gives the connection away
-	// as its subscriber waits, so it sends the batch first. A large frame is held
+	// A subscriber with a signal waits from now on, which spares another call of next
+	// for nearly every event. One with a conn has no owner when it waits, so it is sent
+	// the batch first. A large frame is held
 	// until next is called again, which must not be at the next event only.
 	if len(batch) > 0 && (s.signal == nil || s.held != nil) {
 		return batch, again
@@ -1427,10 +1430,10 @@ func (b *Broker) gapLocked(s *subscriber) *frame {
 //	errWriteTimeout    sweep               none; its write is cut off
 //	errHoldsTooMuch    limitPinnedLocked   none; its write is cut off
 //	errCut             Shutdown            none; its write is cut off
-//	the context's end  deliver             a random reconnection time
+//	the context's end  endWith, deliver    a random reconnection time
 //	ErrClientLeft      a failed write      none
 //	errSilent          conn.look           none; the connection is reset
-//	errPanic           Serve, Detach, conn.attend   none
+//	errPanic           Serve, Detach, conn.attend, worker.work   none
 //
 // sayGoodbyeLocked and goodbye make the last words. errWriteTimeout and
 // errHoldsTooMuch wrap ErrTooSlow, which is counted in Stats.TooSlow and resets a
@@ -1497,7 +1500,7 @@ func (s *subscriber) deliver(ctx context.Context, batch []*frame, then step, sen
 				return nil
 			}
 			batch = nil
-			<-s.signal // wakeLocked gives it, or the context's end
+			<-s.signal // wakeLocked gives it
 		}
 		if ctx.Err() != nil {
 			s.endFor(leftError(ctx))
@@ -1639,7 +1642,8 @@ func (s *subscriber) goOn(since uint64, upTo, lastID string, yielded bool) []*fr
 // it says so. Serve returns nil only for HEAD. The stream also ends when r's context
 // is done. The error then wraps the context's cause ([context.WithCancelCause]), if it
 // has one. Otherwise it is ErrClientLeft, because net/http also cancels the context
-// when the client leaves.
+// when the client leaves. Over HTTP/1.x, w is written by other goroutines while Serve
+// blocks.
 //
 // To save writes, the response to a GET over HTTP/1.1 is not chunked and ends with
 // its connection. Only a stream with the event "end" is complete.
@@ -1669,7 +1673,7 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // Detach is Serve for very many clients: it begins the stream, takes the connection
 // over from net/http and returns true at once. A client then costs its socket and
 // about 2 KB, and over TLS the memory of crypto/tls, where a running handler costs
-// about 28 KB. When the stream ends, Detach calls done exactly once, if it is not
+// about 25 KB. When the stream ends, Detach calls done exactly once, if it is not
 // nil, with the error that Serve would have returned:
 //
 //	online.Add(user)
@@ -1816,8 +1820,8 @@ func (s *subscriber) leaveAndLog(r *http.Request, reason error) {
 }
 
 // stream serves s, which was admitted, until the stream ends. Over HTTP/1.x, workers
-// write for the handler. Over HTTP/2, a write waits for another goroutine of net/http,
-// which merges what many handlers write meanwhile, so each handler writes itself.
+// write for the handler. Over HTTP/2, a write waits for another goroutine of the
+// server, which merges what many handlers write meanwhile, so each handler writes itself.
 //
 // It is in pieces so that no path needs much stack, nor does any before it. The stack
 // of most idle clients then stays at 4 KB: net/http's part of it is too large for the
@@ -1828,14 +1832,14 @@ func (s *subscriber) stream(w http.ResponseWriter, r *http.Request) error {
 	if err := s.beginStream(out, r); err != nil {
 		return s.endFor(err)
 	}
-	if out.http2 {
+	if r.ProtoMajor != 1 {
 		s.signal = make(chan struct{}, 1)
 		return s.deliver(ctx, nil, again, out.sendFrames)
 	}
-	s.conn = newHandlerConn(out, s, s.b.conns)
+	s.conn = &conn{source: s, queue: s.b.conns, out: out, turns: make(chan turn, 1)}
 	defer s.endWith(ctx)()
 	s.b.conns.push(s.conn)
-	return s.endFor(s.conn.stayWith(ctx))
+	return s.endFor(s.conn.stayWith())
 }
 
 // endWith has s end when ctx does, unless stop is called before.
@@ -1899,8 +1903,7 @@ func (s *subscriber) detach(ctx context.Context, c *conn, head string, done func
 // finished is called once the connection of s, which was detached, is closed.
 func (s *subscriber) finished(err error) { s.done(s.endFor(err)) }
 
-// guard calls f, in which CatchUp may run.
-func (s *subscriber) guard(f func()) { s.b.guard("CatchUp", f) }
+func (s *subscriber) guard(what string, f func()) { s.b.guard(what, f) }
 
 // guard calls code of the program, a panic in which costs one client and not the
 // process, as in a handler of net/http.

@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"os"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -575,8 +574,8 @@ type source interface {
 	// sent notes, before a pause, that what next returned last has been sent.
 	sent()
 
-	// guard calls f and logs a panic of CatchUp in it.
-	guard(f func())
+	// guard calls f and logs a panic in it, of which part of the program this says.
+	guard(what string, f func())
 
 	// finished notes that the connection was closed, for this reason unless there
 	// was another before.
@@ -595,7 +594,7 @@ type source interface {
 //	                          no owner, or the stream ends ◄┘
 //
 // Only its owner uses a conn, except for breakOff, which ends a write at any time, and
-// for suspect and behind. Most fields do not change.
+// for behind and suspect.
 type conn struct {
 	source source
 	queue  *connQueue
@@ -619,7 +618,7 @@ type turn struct {
 	skip  int
 	then  step
 	err   error // if not nil, the stream has ended
-	panic any   // what the handler is to panic with
+	panic any   // what the handler is to panic with, or nil for runtime.Goexit; err is errPanic
 }
 
 // handOver gives c to the handler that waits, or to a new goroutine.
@@ -631,23 +630,20 @@ func (c *conn) handOver(t turn) {
 	}
 }
 
-// newHandlerConn returns the conn of a handler that calls stayWith next.
-func newHandlerConn(out *Writer, s source, queue *connQueue) *conn {
-	return &conn{out: out, source: s, queue: queue, turns: make(chan turn, 1)}
-}
-
 // stayWith blocks the handler until its stream has ended, does what is handed over to
 // it, and returns why the stream has ended.
-func (c *conn) stayWith(ctx context.Context) error {
+func (c *conn) stayWith() error {
 	for {
 		t := <-c.turns
-		if t.panic != nil {
+		switch {
+		case t.panic != nil:
 			panic(t.panic)
-		}
-		if t.err != nil {
+		case t.err == errPanic:
+			runtime.Goexit()
+		case t.err != nil:
 			return t.err
 		}
-		if err := c.source.deliver(ctx, t.batch, t.then, c.out.sendFrames); err != nil {
+		if err := c.source.deliver(c.out.ctx, t.batch, t.then, c.out.sendFrames); err != nil {
 			return err
 		}
 	}
@@ -702,7 +698,7 @@ func (c *conn) attend(t turn) {
 			c.close(err)
 		}
 	}()
-	c.source.guard(func() {
+	c.source.guard("CatchUp", func() {
 		if t.err == nil {
 			t.err = c.look()
 		}
@@ -854,8 +850,8 @@ func (c *conn) transport() net.Conn {
 // costs no turn of its goroutine then, which saves a tenth of the CPU of a single event.
 //
 // A worker waits for no client, with one exception: where conn.raw is nil, as over TLS
-// and for a handler, a write cannot be tried and may wait. A worker that is stuck in
-// such a write is replaced by another one, and serves no other connection from then on.
+// and for a handler, a write cannot be tried and may wait. A worker to which that
+// happens is replaced, and ends after the connection that it has.
 type connQueue struct {
 	timeout    time.Duration       // WriteTimeout
 	unanswered func(net.Conn) byte // the function of that name, except in tests
@@ -869,7 +865,10 @@ type connQueue struct {
 }
 
 const (
-	patience   = time.Millisecond // the time after which a stuck worker is replaced
+	// A worker is replaced if so many writes that may wait take it longer than that.
+	writesAtOnce = 16
+	patience     = time.Millisecond
+
 	maxWorkers = 1024
 )
 
@@ -899,15 +898,20 @@ func (q *connQueue) startWorkerLocked() {
 		w = &worker{queue: q, attempt: newAttempt()}
 		w.run = w.work
 	}
+	w.ends, w.writes = false, 0
 	go w.run()
 }
 
-// pop gives a worker the next connection, or nil if it is not needed any more.
-func (q *connQueue) pop() *conn {
+// pop gives w the next connection, or nil if w is to end.
+func (q *connQueue) pop(w *worker) *conn {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	c := q.first
-	if c == nil {
+	switch {
+	case w.ends:
+		return nil
+	case c == nil:
+		w.ends = true
 		q.workers--
 		return nil
 	}
@@ -917,11 +921,15 @@ func (q *connQueue) pop() *conn {
 	return c
 }
 
-// replace starts others in place of w, which is stuck: two, as long as there are not
-// very many, since very many clients may have stopped reading at once.
-func (q *connQueue) replace() {
+// replace starts others in place of w: two, as long as there are not very many, since
+// very many clients may have stopped reading at once.
+func (q *connQueue) replace(w *worker) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if w.ends {
+		return
+	}
+	w.ends = true
 	q.workers--
 	for range min(2, maxWorkers-q.workers) {
 		if q.first != nil {
@@ -933,12 +941,13 @@ func (q *connQueue) replace() {
 // A worker sends what there is to be sent, to one connection after the other. What is
 // not said to be guarded is its goroutine's.
 type worker struct {
-	queue    *connQueue
-	run      func() // work, which would be allocated for each start
-	attempt  *attempt
-	batch    []*frame
-	stuck    *time.Timer // replaces it if a write takes long
-	replaced bool
+	queue   *connQueue
+	run     func() // work, which would be allocated for each start
+	ends    bool   // it takes no more connections; guarded by the queue's mu
+	attempt *attempt
+	batch   []*frame
+	writes  int         // since it was started, that may wait
+	late    *time.Timer // replaces it
 }
 
 // batchesAtOnce is how many batches a connection is sent before others are.
@@ -948,11 +957,18 @@ func (w *worker) work() {
 	var c *conn // that it has
 	defer func() {
 		if c != nil && c.out != nil {
-			w.abandon(c, recover())
+			// The program's ResponseWriter has panicked or called runtime.Goexit, which
+			// is its handler's affair, and ends w.
+			value := recover()
+			if value != nil && value != http.ErrAbortHandler { // whose stack the handler will not have
+				c.source.guard("ResponseWriter", func() { panic(value) })
+			}
+			c.handOver(turn{err: errPanic, panic: value})
+			w.queue.replace(w)
 		}
 	}()
-	for !w.replaced {
-		if c = w.queue.pop(); c == nil {
+	for {
+		if c = w.queue.pop(w); c == nil {
 			w.queue.spare.Put(w)
 			return
 		}
@@ -960,30 +976,13 @@ func (w *worker) work() {
 			w.queue.push(c)
 		}
 	}
-	c = nil
-}
-
-// abandon is called where the program's ResponseWriter has panicked with this value or,
-// if it is nil, called runtime.Goexit. That is its handler's affair, and ends w.
-func (w *worker) abandon(c *conn, value any) {
-	switch err, ok := value.(error); {
-	case value == nil, value == http.ErrAbortHandler:
-	case ok:
-		value = fmt.Errorf("%w\n\n%s", err, debug.Stack())
-	default:
-		value = fmt.Sprintf("%v\n\n%s", value, debug.Stack()) // the handler's says nothing
-	}
-	c.handOver(turn{err: errPanic, panic: value})
-	if w.stuck.Stop() {
-		w.queue.replace()
-	}
 }
 
 // serve sends c some of what there is for it, and reports whether there may be more.
 // If not, c has another owner or none.
 func (w *worker) serve(c *conn) (more bool) {
-	if c.suspect && c.raw == nil {
-		c.handOver(turn{}) // to look takes time
+	if c.suspect && c.raw == nil || c.out != nil && c.out.ctx.Err() != nil {
+		c.handOver(turn{}) // to look takes time; deliver says what the context's end means
 		return false
 	}
 	if err := c.look(); err != nil {
@@ -996,26 +995,26 @@ func (w *worker) serve(c *conn) (more bool) {
 		if then == wait {
 			return false
 		}
-		r := frameReader{frames: w.batch}
-		var err error
+		r, err := frameReader{frames: w.batch}, error(nil)
 		switch {
-		case then == askCatchUp, w.replaced, c.out != nil && then == last:
+		case then == askCatchUp:
 			err = errWouldWait
 		case c.raw != nil:
 			err = w.attempt.writeFrom(c, r, false)
 			r = w.attempt.r
-		default:
+		case len(w.batch) > 0:
 			err = w.write(c)
 		}
-		switch {
-		case err == errWouldWait:
-			c.handOver(turn{batch: r.frames, skip: r.skip, then: then})
-			w.batch = nil // which is used there
-			return false
-		case err != nil || then == last:
-			c.handOver(turn{then: then, err: err})
-			return false
+		if err == nil && then == again {
+			continue
 		}
+		if err == errWouldWait {
+			c.handOver(turn{batch: r.frames, skip: r.skip, then: then})
+		} else {
+			c.handOver(turn{then: then, err: err})
+		}
+		w.batch, w.attempt.r = nil, frameReader{} // which may be used there
+		return false
 	}
 	c.source.sent()
 	return true
@@ -1023,14 +1022,14 @@ func (w *worker) serve(c *conn) (more bool) {
 
 // write sends c the worker's batch, for which it may have to wait.
 func (w *worker) write(c *conn) error {
-	if w.stuck == nil {
-		w.stuck = time.AfterFunc(patience, w.queue.replace)
-	} else {
-		w.stuck.Reset(patience)
+	switch {
+	case w.late == nil:
+		w.late = time.AfterFunc(patience, func() { w.queue.replace(w) })
+	case w.writes%writesAtOnce == 0:
+		w.late.Reset(patience)
 	}
-	err := c.sendFrames(w.batch, 0)
-	w.replaced = !w.stuck.Stop()
-	return err
+	w.writes++
+	return c.sendFrames(w.batch, 0)
 }
 
 // An attempt writes to a connection by system calls that do not wait. It is reused,
