@@ -319,11 +319,10 @@ type Decoder struct {
 	// that in memory. If 0, it is 16 MiB; if negative, there is no limit.
 	MaxEventBytes int
 
-	r       *bufio.Reader
-	err     error  // what ended the stream
-	started bool   // past a byte order mark, if there was one
-	skipLF  bool   // the last line ended in CR: an LF that follows belongs to it
-	long    []byte // a line that did not fit in r's buffer, so far
+	r    *bufio.Reader
+	err  error  // what ended the stream
+	skip string // not part of the next line: a byte order mark, or the LF of a CRLF
+	long []byte // a line that did not fit in r's buffer, so far
 
 	size   int    // of the event so far
 	data   []byte // each line with its LF
@@ -336,7 +335,7 @@ type Decoder struct {
 // NewDecoder returns a Decoder that reads from r. It may read more from r than the
 // events it has returned.
 func NewDecoder(r io.Reader) *Decoder {
-	return &Decoder{r: bufio.NewReader(r)}
+	return &Decoder{r: bufio.NewReader(r), skip: "\ufeff"}
 }
 
 // LastEventID returns the ID to send as Last-Event-ID when reconnecting: the ID that
@@ -365,14 +364,10 @@ func (d *Decoder) Decode() (Event, error) {
 			continue
 		}
 		d.lastID = d.id
-		e := Event{ID: d.id, Type: d.event}
-		dispatch := len(d.data) > 0
-		if dispatch {
-			e.Data = toUTF8(d.data[:len(d.data)-1])
-		}
-		d.size, d.data, d.event = 0, d.data[:0], ""
-		if dispatch {
-			return e, nil
+		data, event := d.data, d.event
+		d.size, d.data, d.event = 0, data[:0], ""
+		if len(data) > 0 {
+			return Event{ID: d.id, Type: event, Data: toUTF8(data[:len(data)-1])}, nil
 		}
 	}
 	return Event{}, d.err
@@ -413,45 +408,47 @@ func (d *Decoder) field(line []byte) {
 
 // line returns the next line without its end; it is valid until the next call.
 // A line that ends in CR is returned without waiting for the byte behind it,
-// which may be long in coming.
+// which may be long in coming. To wait for a whole byte order mark does no harm: a
+// shorter stream has no event.
 func (d *Decoder) line() ([]byte, error) {
 	d.long = d.long[:0]
-	if !d.started {
-		d.started = true
-		if err := d.skipBOM(); err != nil {
-			return nil, err
+	if d.skip != "" {
+		start, err := d.r.Peek(len(d.skip))
+		if err != nil {
+			return nil, d.cut(err)
 		}
+		if string(start) == d.skip {
+			d.r.Discard(len(d.skip))
+		}
+		d.skip = ""
 	}
 	for {
 		if _, err := d.r.Peek(1); err != nil {
 			return nil, d.cut(err)
 		}
 		b, _ := d.r.Peek(d.r.Buffered())
-		if d.skipLF {
-			d.skipLF = false
-			if b[0] == '\n' {
-				d.r.Discard(1)
-				continue
-			}
+		line := b
+		if lf := bytes.IndexByte(line, '\n'); lf >= 0 {
+			line = line[:lf]
 		}
-		end := lineEnd(b)
-		part := b
-		if end >= 0 {
-			part = b[:end+1]
+		if cr := bytes.IndexByte(line, '\r'); cr >= 0 {
+			line = line[:cr]
 		}
+		part := b[:min(len(line)+1, len(b))]
 		if err := d.count(part); err != nil {
 			return nil, err
 		}
 		d.r.Discard(len(part)) // leaves part as it is until the next Peek
-		if end < 0 {
+		if len(line) == len(b) {
 			d.long = append(d.long, part...)
 			if d.long[0] == ':' {
 				d.long = d.long[:1] // a comment: nobody reads the rest
 			}
 			continue
 		}
-		d.skipLF = part[end] == '\r'
-		line := part[:end]
+		if part[len(line)] == '\r' {
+			d.skip = "\n"
+		}
 		if len(d.long) > 0 {
 			d.long = append(d.long, line...)
 			line = d.long
@@ -470,17 +467,6 @@ func (d *Decoder) cut(err error) error {
 	return err
 }
 
-// skipBOM skips a byte order mark. It waits for as many bytes as one has, which does
-// no harm: a shorter stream has no event.
-func (d *Decoder) skipBOM() error {
-	const bom = "\ufeff"
-	start, err := d.r.Peek(len(bom))
-	if string(start) == bom {
-		d.r.Discard(len(bom))
-	}
-	return err
-}
-
 // count adds part of a line to the size of the event, unless it is a comment's.
 func (d *Decoder) count(part []byte) error {
 	if part[0] == ':' && len(d.long) == 0 || len(d.long) > 0 && d.long[0] == ':' {
@@ -491,18 +477,6 @@ func (d *Decoder) count(part []byte) error {
 		return fmt.Errorf("%w of %d bytes", ErrEventTooLarge, limit)
 	}
 	return nil
-}
-
-// lineEnd returns the index of the first CR or LF in b, or -1.
-func lineEnd(b []byte) int {
-	lf := bytes.IndexByte(b, '\n')
-	if lf >= 0 {
-		b = b[:lf]
-	}
-	if cr := bytes.IndexByte(b, '\r'); cr >= 0 {
-		return cr
-	}
-	return lf
 }
 
 // toUTF8 decodes b as the Encoding standard does: each longest beginning of a
