@@ -27,11 +27,8 @@ const maxIDBytes = 1 << 10
 // back with it is answered 204, whatever it asks for.
 const endID = "sse-end"
 
-// endType is the type of that event.
-const endType = "end"
-
 // endEvent is that event as it is written to a stream. It is not for Subscribe.
-var endEvent = &frame{id: endID, body: "event: " + endType + "\ndata: \n\n", mark: true}
+var endEvent = &frame{id: endID, body: "event: end\ndata: \n\n", mark: true}
 
 // An Event is one message of an event stream. The zero Event is a message with empty
 // data. An Event with only Retry set is not a message: it changes the client's
@@ -147,11 +144,7 @@ func (e Event) appendBody(b []byte) []byte {
 	}
 	// Without a data field a browser drops the block, so an event with empty
 	// data has one too.
-	data := e.Data
-	if !utf8.ValidString(data) {
-		data = toUTF8([]byte(data))
-	}
-	return append(appendLines(b, "data: ", data), '\n')
+	return append(appendLines(b, "data: ", toUTF8(e.Data)), '\n')
 }
 
 // isRetry reports whether e is a reconnection time and nothing else.
@@ -250,16 +243,10 @@ func appendUpTo(p []byte, s string, skip int) ([]byte, int) {
 // take notes that n bytes of what piece returned were written.
 func (r *frameReader) take(n int) {
 	r.skip += n
-	taken := 0
-	for _, f := range r.frames {
-		size := f.encodedLen()
-		if r.skip < size {
-			break
-		}
-		r.skip -= size
-		taken++
+	for len(r.frames) > 0 && r.skip >= r.frames[0].encodedLen() {
+		r.skip -= r.frames[0].encodedLen()
+		r.frames = r.frames[1:]
 	}
-	r.frames = r.frames[taken:]
 }
 
 var toLF = strings.NewReplacer("\r\n", "\n", "\r", "\n")
@@ -367,7 +354,7 @@ func (d *Decoder) Decode() (Event, error) {
 		data, event := d.data, d.event
 		d.size, d.data, d.event = 0, data[:0], ""
 		if len(data) > 0 {
-			return Event{ID: d.id, Type: event, Data: toUTF8(data[:len(data)-1])}, nil
+			return Event{ID: d.id, Type: event, Data: toUTF8(string(data[:len(data)-1]))}, nil
 		}
 	}
 	return Event{}, d.err
@@ -394,10 +381,10 @@ func (d *Decoder) field(line []byte) {
 	case "data":
 		d.data = append(append(d.data, value...), '\n')
 	case "event":
-		d.event = toUTF8(value)
+		d.event = toUTF8(string(value))
 	case "id":
 		if bytes.IndexByte(value, 0) < 0 {
-			d.id = toUTF8(value)
+			d.id = toUTF8(string(value))
 		}
 	case "retry":
 		if retry, ok := parseRetry(string(value)); ok {
@@ -479,22 +466,22 @@ func (d *Decoder) count(part []byte) error {
 	return nil
 }
 
-// toUTF8 decodes b as the Encoding standard does: each longest beginning of a
+// toUTF8 decodes text as the Encoding standard does: each longest beginning of a
 // character that is not continued rightly becomes one U+FFFD.
-func toUTF8(b []byte) string {
-	if utf8.Valid(b) {
-		return string(b)
+func toUTF8(text string) string {
+	if utf8.ValidString(text) {
+		return text
 	}
 	var s strings.Builder
-	for len(b) > 0 {
-		r, n := utf8.DecodeRune(b)
+	for len(text) > 0 {
+		r, n := utf8.DecodeRuneInString(text)
 		if r == utf8.RuneError && n == 1 {
-			for n < len(b) && !utf8.FullRune(b[:n+1]) {
+			for n < len(text) && !utf8.FullRuneInString(text[:n+1]) {
 				n++
 			}
 		}
 		s.WriteRune(r)
-		b = b[n:]
+		text = text[n:]
 	}
 	return s.String()
 }

@@ -480,7 +480,7 @@ func (l *clientLoop) connect(req *http.Request) (healthy bool, err error) {
 		case err != nil:
 			l.lastID, l.retry = d.LastEventID(), cmp.Or(d.Retry(), l.retry)
 			return healthy || time.Since(begun) > l.waited, err
-		case ev.Type == endType && ev.ID == endID:
+		case ev.Type == "end" && ev.ID == endID:
 			return true, ErrEnded
 		case req.Context().Err() != nil: // in the body of the loop
 			return true, req.Context().Err()
