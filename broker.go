@@ -341,16 +341,11 @@ func (b *Broker) End(topics ...string) error {
 	if b.closed {
 		return ErrClosed
 	}
-	var open []string
-	for _, name := range distinct(topics) {
-		if !b.hasEndedLocked(name) {
-			open = append(open, name)
-		}
-	}
+	open := slices.DeleteFunc(slices.Clone(distinct(topics)), b.hasEndedLocked)
 	if len(open) == 0 {
 		return nil
 	}
-	f := b.log.newTopicsEnd()
+	f := &frame{id: b.log.idAfter(b.log.head), endsTopics: true}
 	b.appendLocked(f, open, nil)
 	for _, t := range f.topics {
 		t.ended, t.owed = f.seq, len(t.members)
@@ -394,15 +389,14 @@ func (b *Broker) Reset(lastEventID string) error {
 		return fmt.Errorf("%w %s", ErrDuplicateID, quote(lastEventID))
 	}
 	// A frame for all, which leaves the log before anybody has it.
-	lost := &frame{place: place{seq: b.log.head + 1}}
-	b.appendLocked(lost, slices.Sorted(maps.Keys(b.topics)), nil)
+	b.appendLocked(&frame{}, slices.Sorted(maps.Keys(b.topics)), nil)
 	for b.log.len() > 0 {
 		b.evictLocked()
 	}
 	for _, t := range b.topics {
 		b.forgetKeysLocked(t)
 	}
-	b.log.before, b.log.resetAt = strings.Clone(lastEventID), lost.seq
+	b.log.before, b.log.resetAt = strings.Clone(lastEventID), b.log.head
 	return nil
 }
 
@@ -417,15 +411,6 @@ func (b *Broker) Reset(lastEventID string) error {
 // History is, because the log is also the queue of the clients that are connected: a
 // burst must not look like a gap.
 const minQueue = 256
-
-// A place is where a frame stands in the log. It is guarded by the Broker's mu.
-type place struct {
-	seq    uint64    // 0 if the frame was never in a log
-	topics []*topic  // sorted by name; without those in which it was replaced
-	events uint64    // number of events published up to it
-	size   int       // what it counts against HistoryBytes
-	at     time.Time // zero if the log keeps frames of any age
-}
 
 // measure returns what a frame counts against HistoryBytes.
 func (f *frame) measure() int {
@@ -483,29 +468,23 @@ func (l *eventLog) len() int { return int(l.head + 1 - l.tail) }
 // at returns the frame numbered seq, which must be in the log.
 func (l *eventLog) at(seq uint64) *frame { return l.slots[seq&uint64(len(l.slots)-1)] }
 
-// identify gives f the number of the next frame, and an ID if it has none. It
-// returns ErrDuplicateID if f has an ID that is in the log.
+// identify gives f, which append adds next, an ID if it has none. It returns
+// ErrDuplicateID if f has an ID that is in the log.
 func (l *eventLog) identify(f *frame) error {
-	f.seq = l.head + 1
 	switch {
 	case l.history < 0:
 	case f.id == "":
-		f.id = l.assignedID(f.seq)
+		f.id = l.assignedID(l.head + 1)
 	default:
 		if _, ok := l.find(f.id); ok || l.assigns(f.id) {
 			return fmt.Errorf("%w %s", ErrDuplicateID, quote(f.id))
 		}
-		l.ids[f.id] = f.seq
+		l.ids[f.id] = l.head + 1
 	}
 	return nil
 }
 
-// newTopicsEnd returns a frame for an end, which append may take next.
-func (l *eventLog) newTopicsEnd() *frame {
-	return &frame{mark: true, endsTopics: true, id: l.idAfter(l.head), place: place{seq: l.head + 1}}
-}
-
-// append adds f, which identify has numbered.
+// append adds f.
 func (l *eventLog) append(f *frame) {
 	if l.len() == len(l.slots) {
 		grown := make([]*frame, max(16, 2*len(l.slots)))
@@ -514,7 +493,8 @@ func (l *eventLog) append(f *frame) {
 		}
 		l.slots = grown
 	}
-	l.head = f.seq
+	l.head++
+	f.seq = l.head
 	l.slots[f.seq&uint64(len(l.slots)-1)] = f
 	if !f.endsTopics { // which takes no place in the history from events
 		l.events++
@@ -612,8 +592,8 @@ func (l *eventLog) replayFrom(now time.Time) uint64 {
 	}))
 }
 
-// appendLocked appends f, which has its number and ID, to the log and calls change
-// with it. Then it evicts what is beyond the limits, and wakes those who wait for f.
+// appendLocked appends f, which has its ID, to the log and calls change with it. Then
+// it evicts what is beyond the limits, and wakes those who wait for f.
 //
 // If they may be many, a goroutine wakes them, so that the time that Publish takes
 // does not depend on their number.

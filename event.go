@@ -164,10 +164,15 @@ type frame struct {
 	body       string // the event without its ID
 	mark       bool   // no event, and not for Subscribe: a comment, a reconnection time, an ID
 	endsTopics bool   // says that its topics have ended, and is not sent
-	keyed      bool   // the value of a key; guarded by the Broker's mu
-	holders    int32  // clients that are being sent the frame, if it is large; guarded by the Broker's mu
 
-	place // in the log of a Broker; zero if it has none
+	// In the log of a Broker, and guarded by its mu.
+	keyed   bool      // the value of a key
+	holders int32     // clients that are being sent the frame, if it is large
+	seq     uint64    // its number; 0 if the frame was never in a log
+	topics  []*topic  // sorted by name; without those in which it was replaced
+	events  uint64    // number of events published up to it
+	size    int       // what it counts against HistoryBytes
+	at      time.Time // zero if the log keeps frames of any age
 }
 
 // scratch holds buffers of up to about pieceBytes.
