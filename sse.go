@@ -406,11 +406,8 @@ func (l *clientLoop) request(last error) (*http.Request, error) {
 	if req.Header == nil {
 		req.Header = http.Header{}
 	}
-	for name, value := range map[string]string{"Accept": "text/event-stream", "Cache-Control": "no-cache"} {
-		if _, set := req.Header[name]; !set {
-			req.Header.Set(name, value)
-		}
-	}
+	addHeader(req.Header, "Accept", "text/event-stream")
+	addHeader(req.Header, "Cache-Control", "no-cache")
 	req.Header.Del("Last-Event-ID")
 	if l.lastID != "" && !strings.ContainsFunc(l.lastID, isNoHeader) {
 		req.Header.Set("Last-Event-ID", l.lastID)

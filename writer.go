@@ -108,10 +108,7 @@ func (m mutex) Unlock() { <-m }
 // See https://html.spec.whatwg.org/multipage/server-sent-events.html#server-sent-events-intro.
 func NewWriter(w http.ResponseWriter, r *http.Request) (*Writer, error) {
 	out := newWriter(w, r, 0)
-	if r.Method == http.MethodHead {
-		return out, out.open(r, nil)
-	}
-	waits := out.hasBody && r.ProtoMajor == 1
+	waits := out.hasBody && r.ProtoMajor == 1 && r.Method != http.MethodHead
 	if waits && r.ContentLength < 0 {
 		w.Header().Set("Connection", "close") // see boundRest
 	}
@@ -186,7 +183,7 @@ func (w *Writer) writeHeaders(r *http.Request, noChunks bool) error {
 	if w.http2 {
 		// net/http would format it so deep in the stack that the stack would grow to
 		// 8 KB, and stay so for as long as the stream is idle.
-		addDate(w.w.Header())
+		addHeader(w.w.Header(), "Date", time.Now().UTC().Format(http.TimeFormat))
 	}
 	w.setReadDeadline()
 	if w.source != nil {
@@ -205,28 +202,22 @@ func cannotFlush(w http.ResponseWriter) error {
 
 // canFlush reports whether an http.ResponseController finds a way to flush w.
 func canFlush(w http.ResponseWriter) bool {
-	for {
-		switch t := w.(type) {
-		case http.Flusher, interface{ FlushError() error }:
-			return true
-		case interface{ Unwrap() http.ResponseWriter }:
-			w = t.Unwrap()
-		default:
-			return false
-		}
+	switch t := w.(type) {
+	case http.Flusher, interface{ FlushError() error }:
+		return true
+	case interface{ Unwrap() http.ResponseWriter }:
+		return canFlush(t.Unwrap())
 	}
+	return false
 }
 
 // innermost returns the ResponseWriter that an http.ResponseController reaches last.
 // If the controller finds no method, this is the ResponseWriter that lacks it.
 func innermost(w http.ResponseWriter) http.ResponseWriter {
-	for {
-		t, ok := w.(interface{ Unwrap() http.ResponseWriter })
-		if !ok {
-			return w
-		}
-		w = t.Unwrap()
+	if t, ok := w.(interface{ Unwrap() http.ResponseWriter }); ok {
+		return innermost(t.Unwrap())
 	}
+	return w
 }
 
 // endsWithConnection reports whether a Broker's stream that answers r ends with its
@@ -261,30 +252,24 @@ func answerEnded(w http.ResponseWriter, r *http.Request) bool {
 	return true
 }
 
-// addHeaders sets the headers of an event stream that the program did not set
-// itself.
-func addHeaders(h http.Header, noChunks bool) {
-	add := func(name, value string) {
-		if _, ok := h[name]; !ok {
-			h.Set(name, value)
-		}
-	}
-	// The charset is for clients that take any text without one for Latin-1.
-	add("Content-Type", "text/event-stream; charset=utf-8")
-	add("Cache-Control", "no-cache, no-transform")
-	add("X-Accel-Buffering", "no") // tells nginx not to hold back what it has read
-	// A stream repeats IDs that came with the request: it must not run as a script.
-	add("X-Content-Type-Options", "nosniff")
-	if noChunks {
-		// net/http takes this header as an order and does not send it.
-		add("Transfer-Encoding", "identity")
+// addHeader sets a header that the program did not set itself.
+func addHeader(h http.Header, name, value string) {
+	if _, ok := h[name]; !ok {
+		h.Set(name, value)
 	}
 }
 
-// addDate sets the time of the response, unless the program did.
-func addDate(h http.Header) {
-	if _, ok := h["Date"]; !ok {
-		h.Set("Date", time.Now().UTC().Format(http.TimeFormat))
+// addHeaders adds those of an event stream.
+func addHeaders(h http.Header, noChunks bool) {
+	// The charset is for clients that take any text without one for Latin-1.
+	addHeader(h, "Content-Type", "text/event-stream; charset=utf-8")
+	addHeader(h, "Cache-Control", "no-cache, no-transform")
+	addHeader(h, "X-Accel-Buffering", "no") // tells nginx not to hold back what it has read
+	// A stream repeats IDs that came with the request: it must not run as a script.
+	addHeader(h, "X-Content-Type-Options", "nosniff")
+	if noChunks {
+		// net/http takes this header as an order and does not send it.
+		addHeader(h, "Transfer-Encoding", "identity")
 	}
 }
 
@@ -359,21 +344,15 @@ func (w *Writer) keepAlive(period time.Duration) (stop func()) {
 func (w *Writer) close(reason error, sayEnd bool) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err := w.begin(); err != nil {
-		reason = err
-	} else if reason == nil {
-		return nil
-	} else if errors.Is(reason, ErrEnded) {
-		if !sayEnd {
-			return reason
-		}
-		if err = w.write(appendFrames(nil, []*frame{endEvent})); err == nil {
-			return reason
-		}
-		reason = err
+	err := w.begin()
+	if err == nil && sayEnd && errors.Is(reason, ErrEnded) {
+		err = w.write(appendFrames(nil, []*frame{endEvent}))
+	}
+	if err == nil && (reason == nil || errors.Is(reason, ErrEnded)) {
+		return reason
 	}
 	w.cut()
-	return reason
+	return cmp.Or(err, reason)
 }
 
 // finish bounds what net/http does when the handler has returned: it writes the
@@ -478,10 +457,7 @@ func writePieces(r *frameReader, s source, write func([]byte) error) error {
 // of the request's body, before it writes the headers and when the handler returns.
 // A client could otherwise announce a body, and hold the handler by not sending it.
 func (w *Writer) setReadDeadline() {
-	timeout := w.WriteTimeout
-	if timeout <= 0 {
-		timeout = defaultWriteTimeout // a client without a body is not slow
-	}
+	timeout := cmp.Or(max(w.WriteTimeout, 0), defaultWriteTimeout) // a client without a body is not slow
 	if w.hasBody && !w.http2 {
 		w.rc.SetReadDeadline(time.Now().Add(timeout / 2)) // the headers need time too
 	}
@@ -659,11 +635,7 @@ func takeOver(w http.ResponseWriter, r *http.Request, queue *connQueue) *conn {
 	if err != nil {
 		return nil
 	}
-	c := &conn{
-		conn:     netConn,
-		queue:    queue,
-		answered: time.Now(),
-	}
+	c := &conn{conn: netConn, queue: queue, answered: time.Now()}
 	// Only exactly these types: a type that embeds one of them may do more.
 	switch netConn.(type) {
 	case *net.TCPConn, *net.UnixConn:
@@ -682,7 +654,7 @@ func responseHead(h http.Header, r *http.Request) string {
 	h.Del("Transfer-Encoding")
 	h.Del("Content-Encoding") // of a compressor, which the stream goes past
 	h.Set("Connection", "close")
-	addDate(h)
+	addHeader(h, "Date", time.Now().UTC().Format(http.TimeFormat))
 	var head strings.Builder
 	fmt.Fprintf(&head, "HTTP/1.%d 200 OK\r\n", min(r.ProtoMinor, 1))
 	h.Write(&head) // which replaces line ends within values
