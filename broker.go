@@ -977,7 +977,10 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) error {
 		for _, t := range s.topics {
 			t.clients++
 		}
-		s.expires = b.expiryLocked()
+		if b.MaxAge > 0 {
+			life := b.MaxAge - mrand.N(b.MaxAge/10+1)
+			s.expires = s.got + uint64(life/b.sweepPeriod()) + 1
+		}
 	}
 	if s.owedEnd = s.hasEnded(); s.owedEnd {
 		for _, t := range s.topics {
@@ -1031,7 +1034,14 @@ func (b *Broker) setCursorLocked(s *subscriber, lastID string) {
 		id := b.replayLocked(s, head+1)
 		s.lastID = cmp.Or(lastID, id)
 	}
-	s.opening = b.openingLocked(s)
+	// What s is sent first, together with the headers: the reconnection time, and the ID
+	// after which it begins. A browser dispatches no event for that, but sends the ID if
+	// it is cut off before its first event. A block without an ID would make a client
+	// forget its own, by the standard.
+	s.opening = b.mark(s.repeatable(s.lastID), b.retryLine(b.retry()))
+	if s.opening == nil {
+		s.opening = []*frame{{mark: true, body: keepAliveFrame}}
+	}
 }
 
 // leave removes s, whose stream has ended for this reason.
@@ -1231,9 +1241,8 @@ func (s *subscriber) next(batch []*frame) ([]*frame, step) {
 		}
 		batch = append(batch, b.gapLocked(s))
 	}
-	amongValues := s.cursor <= s.state
 	batch = b.readLogLocked(s, batch)
-	if amongValues && s.cursor > s.state && s.lastSeq < s.state {
+	if s.cursor > s.state && s.lastSeq < s.state { // it has considered the last value
 		s.lastSeq = s.cursor - 1
 		mark := b.mark(b.log.idAfter(s.lastSeq), "")
 		b.receivedLocked(s, mark)
@@ -1925,17 +1934,6 @@ func cutAll(clients []*subscriber) {
 	}
 }
 
-// openingLocked returns what s is sent first, together with the headers: the
-// reconnection time, and the ID after which it begins. A browser dispatches no
-// event for that, but sends the ID if it is cut off before its first event. A block
-// without an ID would make a client forget its own, by the standard.
-func (b *Broker) openingLocked(s *subscriber) []*frame {
-	if m := b.mark(s.repeatable(s.lastID), b.retryLine(b.retry())); m != nil {
-		return m
-	}
-	return []*frame{{mark: true, body: keepAliveFrame}}
-}
-
 // sayGoodbyeLocked appends to batch what s is told as its stream ends.
 func (b *Broker) sayGoodbyeLocked(s *subscriber, reason error, batch []*frame) []*frame {
 	s.ending = reason
@@ -1951,7 +1949,7 @@ func (b *Broker) sayGoodbyeLocked(s *subscriber, reason error, batch []*frame) [
 // goodbye returns what a client is told as the Broker sends it away: why, for those
 // who read along, and to come back at a random time from Retry up to twice that,
 // since many others will. A client that was told nothing else yet is told its own
-// ID again, as in openingLocked.
+// ID again, as in setCursorLocked.
 func (b *Broker) goodbye(reason error, lastID string) []*frame {
 	var why []*frame
 	switch {
@@ -1968,13 +1966,12 @@ func (b *Broker) goodbye(reason error, lastID string) []*frame {
 // ID before its own leaves the history, or it would be told of a gap where it missed
 // nothing.
 func (b *Broker) keepAliveLocked(s *subscriber) []*frame {
-	comment := &frame{mark: true, body: keepAliveFrame}
-	head := b.log.head
-	batch := []*frame{comment}
-	if head-s.lastSeq > (head+1-b.log.replayFrom(time.Now()))/2 {
+	var batch []*frame
+	if head := b.log.head; head-s.lastSeq > (head+1-b.log.replayFrom(time.Now()))/2 {
 		s.lastSeq = head
-		batch = append(b.mark(b.log.idAfter(head), ""), comment)
+		batch = b.mark(b.log.idAfter(head), "")
 	}
+	batch = append(batch, &frame{mark: true, body: keepAliveFrame})
 	b.receivedLocked(s, batch)
 	return batch
 }
@@ -2064,15 +2061,6 @@ func (b *Broker) sweep() {
 	cutAll(late)
 }
 
-// expiryLocked returns the round in which a client that comes now is too old, or 0.
-func (b *Broker) expiryLocked() uint64 {
-	if b.MaxAge <= 0 {
-		return 0
-	}
-	life := b.MaxAge - mrand.N(b.MaxAge/10+1)
-	return b.round.Load() + uint64(life/b.sweepPeriod()) + 1
-}
-
 // errTooOld is the reason for a client that MaxAge ends.
 var errTooOld = errors.New("sse: stream has reached MaxAge")
 
@@ -2082,13 +2070,10 @@ var errWriteTimeout = fmt.Errorf("%w: a write took longer than WriteTimeout", Er
 // longer than the cut that was to end it: over TLS, crypto/tls then tries for five
 // seconds more to send its close_notify, until it is cut again.
 func (b *Broker) isLate(s *subscriber) bool {
-	timeout, period := b.writeTimeout(), b.sweepPeriod()
-	began := s.began.Load()
-	if began > 0 && (s.end == errCut || errors.Is(s.end, ErrTooSlow)) {
-		return true
-	}
+	timeout, period, began := b.writeTimeout(), b.sweepPeriod(), s.began.Load()
+	wasCut := s.end == errCut || errors.Is(s.end, ErrTooSlow)
 	rounds := uint64((timeout + period - 1) / period)
-	return timeout > 0 && began > 0 && b.round.Load() >= began+rounds
+	return began > 0 && (wasCut || timeout > 0 && b.round.Load() >= began+rounds)
 }
 
 // lookAtIdleLocked wakes s, which waits, if a keep-alive is due. A detached client
@@ -2135,11 +2120,8 @@ func (b *Broker) Subscribe(ctx context.Context, lastEventID string, topics ...st
 		stopped := false
 		err := s.deliver(ctx, nil, again, func(batch []*frame) error {
 			for _, f := range batch {
-				if s.over.Load() {
-					return errLoopLeft
-				}
-				if err := context.Cause(ctx); err != nil {
-					return err
+				if err := context.Cause(ctx); err != nil || s.over.Load() {
+					return cmp.Or(err, errLoopLeft) // unless s has ended for another reason
 				}
 				if !f.mark && !yield(parseEvent(f.id, f.body), nil) {
 					stopped = true
