@@ -1520,24 +1520,35 @@ func (s *subscriber) catchUp(ctx context.Context, send func([]*frame) error) err
 	b.unlock()
 
 	var batch []*frame
+	bytes, yielded, lastID := 0, false, missed.LastEventID
 	flush := func() error {
-		if err := s.receive(batch); err != nil || len(batch) == 0 {
-			return err
+		b.lock()
+		err := s.end
+		if err == nil {
+			b.receivedLocked(s, batch)
 		}
-		err := send(batch)
-		batch = batch[:0]
+		b.unlock()
+		if err == nil && len(batch) > 0 {
+			err = send(batch)
+		}
+		batch, bytes = batch[:0], 0
 		return err
 	}
-	bytes, yielded, lastID := 0, false, missed.LastEventID
 	for ev, err := range b.CatchUp(ctx, missed) {
 		if err == nil {
 			err = ev.check()
 		}
 		if err != nil {
-			if left := flush(); left != nil {
+			switch left := flush(); {
+			case left != nil:
 				return left
+			case errors.Is(err, ErrEnded):
+				return err
+			case ctx.Err() != nil:
+				return leftError(ctx)
 			}
-			return s.catchUpFailed(ctx, err)
+			b.warn("sse: CatchUp failed", "error", err)
+			return fmt.Errorf("sse: CatchUp: %w", err)
 		}
 		f := newFrame(ev)
 		batch, bytes = append(batch, f), bytes+len(f.body)
@@ -1546,34 +1557,10 @@ func (s *subscriber) catchUp(ctx context.Context, send func([]*frame) error) err
 			if err := flush(); err != nil {
 				return err
 			}
-			bytes = 0
 		}
 	}
 	batch = append(batch, s.goOn(since, missed.UpTo, lastID, yielded)...)
 	return flush()
-}
-
-// receive is receivedLocked for what does not come from next. It returns the
-// reason if the stream has ended.
-func (s *subscriber) receive(batch []*frame) error {
-	s.b.lock()
-	defer s.b.unlock()
-	if s.end == nil {
-		s.b.receivedLocked(s, batch)
-	}
-	return s.end
-}
-
-// catchUpFailed returns the reason why a stream ends in which CatchUp yielded err.
-func (s *subscriber) catchUpFailed(ctx context.Context, err error) error {
-	switch {
-	case errors.Is(err, ErrEnded):
-		return err
-	case ctx.Err() != nil:
-		return leftError(ctx)
-	}
-	s.b.warn("sse: CatchUp failed", "error", err)
-	return fmt.Errorf("sse: CatchUp: %w", err)
 }
 
 // goOn sets where s goes on after CatchUp, which was called when since was the next
