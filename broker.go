@@ -1239,7 +1239,10 @@ func (s *subscriber) next(batch []*frame) ([]*frame, step) {
 		if b.CatchUp != nil {
 			return batch, askCatchUp
 		}
-		batch = append(batch, b.gapLocked(s))
+		gap := newFrame(Event{Type: "gap", Data: s.repeatable(s.lastID)})
+		s.lost = false
+		gap.id = b.replayLocked(s, max(s.cursor, b.log.tail))
+		batch = append(batch, gap)
 	}
 	batch = b.readLogLocked(s, batch)
 	if s.cursor > s.state && s.lastSeq < s.state { // it has considered the last value
@@ -1292,7 +1295,7 @@ func (b *Broker) readLogLocked(s *subscriber, batch []*frame) []*frame {
 		}
 	}
 	s.cursor = cursor
-	b.receivedLocked(s, batch[from:])
+	b.receivedLocked(s, batch)
 	if s.client && len(batch) > from {
 		if f := batch[len(batch)-1]; f.isLarge() { // which is the last, since it is a batch's worth
 			s.held = f
@@ -1393,15 +1396,6 @@ func (b *Broker) checkLostLocked(s *subscriber) {
 	if s.cursor < b.log.tail && slices.ContainsFunc(s.topics, missed) {
 		b.loseLocked(s)
 	}
-}
-
-// gapLocked returns the event that tells s of a gap.
-func (b *Broker) gapLocked(s *subscriber) *frame {
-	f := newFrame(Event{Type: "gap", Data: s.repeatable(s.lastID)})
-	s.lost = false
-	f.id = b.replayLocked(s, max(s.cursor, b.log.tail))
-	b.receivedLocked(s, []*frame{f})
-	return f
 }
 
 // endLocked ends the stream of s for this reason, unless it has ended for another
