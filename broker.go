@@ -424,9 +424,6 @@ func (f *frame) measure() int {
 	return n
 }
 
-// isLarge reports whether the frame does not fit in one piece.
-func (f *frame) isLarge() bool { return len(f.body) > pieceBytes }
-
 // An eventLog holds the newest frames, numbered from tail to head, in the order
 // they were published. A position is the place right after a frame, and has that
 // frame's number. Each position from tail-1 on has an ID that a client can resume
@@ -803,11 +800,6 @@ func (b *Broker) loseLocked(s *subscriber) {
 	}
 }
 
-// hasKeys reports whether a topic of s has keys.
-func (s *subscriber) hasKeys() bool {
-	return slices.ContainsFunc(s.topics, func(t *topic) bool { return len(t.keys) > 0 })
-}
-
 // forgetEnd makes t a new topic if its end is before the log and nobody is there who
 // is to be told.
 func (t *topic) forgetEnd(tail uint64) {
@@ -956,7 +948,7 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) error {
 	lastID = strings.ToValidUTF8(strings.Clone(lastID[:min(len(lastID), maxIDBytes)]), "\ufffd")
 	b.lock()
 	defer b.unlock()
-	_, known := b.log.find(lastID)
+	seq, known := b.log.find(lastID)
 	s.echo = s.echo || known || lastID == "" || lastID == Earliest // these two are not repeated themselves
 	switch {
 	case b.closed:
@@ -987,7 +979,7 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) error {
 			t.owed++
 		}
 	}
-	b.setCursorLocked(s, lastID)
+	b.setCursorLocked(s, lastID, seq, known)
 	if len(b.subs) == 1 {
 		b.sweeper.Reset(b.sweepPeriod())
 	}
@@ -999,20 +991,19 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) error {
 // a client that was cut off in the middle of them would miss the rest.
 func (b *Broker) replayLocked(s *subscriber, first uint64) (id string) {
 	s.cursor, s.state, s.lastSeq = first, first-1, first-1
-	if s.hasKeys() {
+	if slices.ContainsFunc(s.topics, func(t *topic) bool { return len(t.keys) > 0 }) {
 		s.cursor, s.lastSeq = 1, 0
 		return ""
 	}
 	return b.log.idAfter(first - 1)
 }
 
-// setCursorLocked sets where s, which came with lastID, begins. If its place is not
-// known, it is lost: next then asks CatchUp, or tells the client of a gap.
-func (b *Broker) setCursorLocked(s *subscriber, lastID string) {
+// setCursorLocked sets where s, which came with lastID, begins. If its place, seq, is
+// not known, it is lost: next then asks CatchUp, or tells the client of a gap.
+func (b *Broker) setCursorLocked(s *subscriber, lastID string, seq uint64, known bool) {
 	head := b.log.head
 	s.lastID, s.lastSeq, s.joined, s.cursor = lastID, head, head, head+1
 	first := b.log.replayFrom(time.Now())
-	seq, known := b.log.find(lastID)
 	if lastID == Earliest && b.log.history < 0 {
 		lastID, s.lastID = "", ""
 	}
@@ -1038,7 +1029,7 @@ func (b *Broker) setCursorLocked(s *subscriber, lastID string) {
 	// after which it begins. A browser dispatches no event for that, but sends the ID if
 	// it is cut off before its first event. A block without an ID would make a client
 	// forget its own, by the standard.
-	s.opening = b.mark(s.repeatable(s.lastID), b.retryLine(b.retry()))
+	s.opening = b.mark(s.repeatable(s.lastID), b.retryLine(false))
 	if s.opening == nil {
 		s.opening = []*frame{{mark: true, body: keepAliveFrame}}
 	}
@@ -1297,7 +1288,7 @@ func (b *Broker) readLogLocked(s *subscriber, batch []*frame) []*frame {
 	s.cursor = cursor
 	b.receivedLocked(s, batch)
 	if s.client && len(batch) > from {
-		if f := batch[len(batch)-1]; f.isLarge() { // which is the last, since it is a batch's worth
+		if f := batch[len(batch)-1]; len(f.body) > pieceBytes { // which is the last, since it is a batch's worth
 			s.held = f
 			f.holders++
 		}
@@ -1324,20 +1315,17 @@ func (b *Broker) receivedLocked(s *subscriber, batch []*frame) {
 	}
 	s.idle, s.got = false, b.round.Load()
 	var newest *frame // with an ID
-	delivered, replayed := 0, 0
 	for _, f := range batch {
 		if f.id != "" {
 			newest = f
 		}
 		if !f.mark {
-			delivered++
+			b.stats.Delivered++
 		}
 		if f.seq > 0 && f.seq <= s.joined {
-			replayed++
+			b.stats.Replayed++
 		}
 	}
-	b.stats.Delivered += int64(delivered)
-	b.stats.Replayed += int64(replayed)
 	if newest != nil {
 		s.lastID, s.echo = newest.id, true
 		s.lastSeq = max(s.lastSeq, newest.seq)
@@ -1346,12 +1334,10 @@ func (b *Broker) receivedLocked(s *subscriber, batch []*frame) {
 
 // releaseHeldLocked notes that s has been sent what it was to be sent.
 func (b *Broker) releaseHeldLocked(s *subscriber) {
-	f := s.held
-	if f == nil {
-		return
+	if s.held != nil {
+		s.held.holders--
+		s.held = nil
 	}
-	s.held = nil
-	f.holders--
 }
 
 // limitPinnedLocked disconnects the clients that are being sent the oldest large
@@ -1716,17 +1702,15 @@ func (b *Broker) Disconnect(topics ...string) int {
 	b.lock()
 	defer b.unlock()
 	for _, name := range distinct(topics) {
-		t := b.topics[name]
-		if t == nil {
-			continue
+		if t := b.topics[name]; t != nil {
+			b.walkLocked(&t.members, true, func(s *subscriber) bool {
+				if s.end == nil {
+					b.endLocked(s, ErrDisconnected)
+					n++
+				}
+				return true
+			})
 		}
-		b.walkLocked(&t.members, true, func(s *subscriber) bool {
-			if s.end == nil {
-				b.endLocked(s, ErrDisconnected)
-				n++
-			}
-			return true
-		})
 	}
 	return n
 }
@@ -1939,7 +1923,7 @@ func (b *Broker) goodbye(reason error, lastID string) []*frame {
 	case errors.Is(reason, ErrClosed):
 		why = b.mark("", ": shutting down\n")
 	}
-	return append(why, b.mark(lastID, b.retryLine(b.retry()+mrand.N(b.retry())))...)
+	return append(why, b.mark(lastID, b.retryLine(true))...)
 }
 
 // keepAliveLocked returns what is sent to s, which has all that is for it, when it
@@ -1970,10 +1954,15 @@ func (b *Broker) mark(id, lines string) []*frame {
 	return []*frame{{mark: true, body: lines}}
 }
 
-// retryLine returns the field that tells a reconnection time, if any is told.
-func (b *Broker) retryLine(retry time.Duration) string {
+// retryLine returns the field that tells the reconnection time, or a random one up to
+// twice that, if any is told.
+func (b *Broker) retryLine(spread bool) string {
 	if b.Retry < 0 {
 		return ""
+	}
+	retry := min(max(cmp.Or(b.Retry, defaultRetry), time.Millisecond), math.MaxInt64/2)
+	if spread {
+		retry += mrand.N(retry)
 	}
 	return "retry: " + strconv.FormatInt(retry.Milliseconds(), 10) + "\n"
 }
@@ -1985,13 +1974,6 @@ func (s *subscriber) repeatable(id string) string {
 		return id
 	}
 	return ""
-}
-
-func (b *Broker) retry() time.Duration {
-	if b.Retry <= 0 {
-		return defaultRetry
-	}
-	return min(max(b.Retry, time.Millisecond), math.MaxInt64/2) // the goodbye doubles it
 }
 
 // The sweep looks at all subscribers once a period, which is an eighth of KeepAlive,
