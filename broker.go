@@ -2003,6 +2003,7 @@ func (b *Broker) writeTimeout() time.Duration { return cmp.Or(b.WriteTimeout, de
 
 func (b *Broker) sweep() {
 	var late []*subscriber
+	keepAlive, period := b.keepAlive(), b.sweepPeriod()
 	b.lock()
 	b.round.Add(1)
 	b.walkLocked(&b.subs, true, func(s *subscriber) bool {
@@ -2013,18 +2014,26 @@ func (b *Broker) sweep() {
 			b.endLocked(s, errWriteTimeout) // or it is ended already and was cut off
 			late = append(late, s)
 		case s.waiting:
-			b.lookAtIdleLocked(s)
+			silent := b.round.Load() - s.got
+			s.idle = s.client && keepAlive > 0 && silent >= uint64(keepAlive/period)
+			if s.done != nil {
+				s.conn.suspect = s.idle // a worker then looks whether it has left
+			}
+			// A detached client is also woken to look whether its system answers. It takes
+			// Linux some 600 ms to send twice again what was not confirmed.
+			if s.idle || s.done != nil && silent == uint64(max(b.writeTimeout(), time.Second, period)/period) {
+				b.wakeLocked(s)
+			}
 		}
 		return true
 	})
 	if len(b.subs) > 0 {
-		b.sweeper.Reset(b.sweepPeriod())
+		b.sweeper.Reset(period)
 	}
 	b.unlock()
 	cutAll(late)
 }
 
-// errTooOld is the reason for a client that MaxAge ends.
 var errTooOld = errors.New("sse: stream has reached MaxAge")
 
 var errWriteTimeout = fmt.Errorf("%w: a write took longer than WriteTimeout", ErrTooSlow)
@@ -2037,21 +2046,6 @@ func (b *Broker) isLate(s *subscriber) bool {
 	wasCut := s.end == errCut || errors.Is(s.end, ErrTooSlow)
 	rounds := uint64((timeout + period - 1) / period)
 	return began > 0 && (wasCut || timeout > 0 && b.round.Load() >= began+rounds)
-}
-
-// lookAtIdleLocked wakes s, which waits, if a keep-alive is due. A detached client
-// is also woken to look whether it has left, or whether its system answers.
-func (b *Broker) lookAtIdleLocked(s *subscriber) {
-	keepAlive, period := b.keepAlive(), b.sweepPeriod()
-	silent := b.round.Load() - s.got
-	s.idle = s.client && keepAlive > 0 && silent >= uint64(keepAlive/period)
-	if s.done != nil {
-		s.conn.suspect = s.idle
-	}
-	// It takes Linux some 600 ms to send twice again what was not confirmed.
-	if s.idle || s.done != nil && silent == uint64(max(b.writeTimeout(), time.Second, period)/period) {
-		b.wakeLocked(s)
-	}
 }
 
 // ----- In-process -----
@@ -2093,11 +2087,10 @@ func (b *Broker) Subscribe(ctx context.Context, lastEventID string, topics ...st
 			}
 			return nil
 		})
-		switch {
-		case stopped:
-		case ctx.Err() != nil && errors.Is(err, context.Cause(ctx)):
-			yield(Event{}, context.Cause(ctx))
-		default:
+		if cause := context.Cause(ctx); errors.Is(err, cause) {
+			err = cause
+		}
+		if !stopped {
 			yield(Event{}, err)
 		}
 	}
@@ -2154,7 +2147,6 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// errCut is the reason for a client that Shutdown did not wait for any longer.
 var errCut = fmt.Errorf("%w, client cut off before it had all its events", ErrClosed)
 
 // Stats holds statistics about a Broker. Clients, Subscribers, Topics and Keys are

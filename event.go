@@ -225,9 +225,7 @@ func (r *frameReader) piece(buf []byte) []byte {
 			continue
 		}
 		if f.id != "" {
-			for _, s := range []string{"id: ", f.id, "\n"} {
-				p, skip = appendUpTo(p, s, skip)
-			}
+			p, skip = appendUpTo(p, "id: "+f.id+"\n", skip)
 		}
 		if p, skip = appendUpTo(p, f.body, skip); len(p) == pieceBytes {
 			break

@@ -542,28 +542,27 @@ func isRefused(err error) bool {
 // wait waits until the next connection is due, or the context is done. The last
 // connection ended with err.
 func (l *clientLoop) wait(healthy bool, err error) {
-	wait := l.retry
+	l.waited = l.retry
 	if healthy {
 		l.backoff = 0
 	} else {
 		longest := cmp.Or(l.MaxWait, time.Minute) / 2
 		l.backoff = min(max(l.retry, min(2*l.backoff, longest)), math.MaxInt64/2)
-		wait = l.backoff + rand.N(l.backoff+1)
+		l.waited = l.backoff + rand.N(l.backoff+1)
 	}
 	var answer *ResponseError
 	if errors.As(err, &answer) {
-		wait = max(wait, retryAfter(answer.Header))
+		l.waited = max(l.waited, retryAfter(answer.Header))
 	}
-	l.waited = wait
 
 	logger, ctx, reason := cmp.Or(l.Logger, slog.Default()), l.start.Context(), err
 	if sending := (*url.Error)(nil); errors.As(err, &sending) {
 		reason = sending.Err // without the URL, in whose query secrets may be
 	}
-	logger.WarnContext(ctx, "sse: reconnecting", "host", l.start.URL.Host, "path", l.start.URL.Path, "wait", wait, "err", reason)
+	logger.WarnContext(ctx, "sse: reconnecting", "host", l.start.URL.Host, "path", l.start.URL.Path, "wait", l.waited, "err", reason)
 
 	select {
-	case <-time.After(wait):
+	case <-time.After(l.waited):
 	case <-ctx.Done():
 	}
 }

@@ -721,7 +721,6 @@ func (c *conn) look() error {
 	return nil
 }
 
-// errSilent is the reason for a client that isSilent tells of.
 var errSilent = fmt.Errorf("%w: %w", ErrClientLeft, syscall.ETIMEDOUT)
 
 // peerLeft reports whether the client has closed its connection. It may take a
