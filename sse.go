@@ -207,10 +207,7 @@ func Serve(w http.ResponseWriter, r *http.Request, events iter.Seq2[Event, error
 	}
 	defer out.finish()
 	defer out.keepAlive(defaultKeepAlive)()
-	reason := r.Context().Err()
-	if reason != nil {
-		return out.close(reason, false)
-	}
+	var reason error
 	for ev, err := range events {
 		if reason = err; reason == nil {
 			reason = out.Send(ev)

@@ -544,18 +544,10 @@ type source interface {
 	// source waits, and then returns nil, or until the stream has ended.
 	deliver(ctx context.Context, batch []*frame, then step, send func([]*frame) error) error
 
-	// writing notes that a write that may block begins, or has ended.
-	writing(bool)
-
-	// sent notes, before a pause, that what next returned last has been sent.
-	sent()
-
-	// guard calls f and logs a panic in it, of which part of the program this says.
-	guard(what string, f func())
-
-	// finished notes that the connection was closed, for this reason unless there
-	// was another before.
-	finished(reason error)
+	writing(bool)                // a write that may block begins, or has ended
+	sent()                       // a pause follows, and what next returned last has been sent
+	guard(what string, f func()) // calls f and logs a panic in it, of which part of the program this says
+	finished(reason error)       // the connection was closed, for this reason unless there was one before
 }
 
 // A conn is what workers write to: the connection of a client that was taken over from
