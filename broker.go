@@ -1680,10 +1680,16 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 	if !b.logger().Enabled(r.Context(), slog.LevelDebug) {
 		r = nil // not kept for nothing
 	}
-	s.detach(ctx, c, head, func(err error) {
+	c.source, c.ctx, s.conn = s, ctx, c
+	s.done = func(err error) {
 		defer s.leaveAndLog(r, err)
 		b.guard("the function given to Detach", func() { done(err) })
-	})
+	}
+	s.setCut(c.breakOff)
+	b.lock()
+	s.opening = append([]*frame{{mark: true, body: head}}, s.opening...)
+	b.conns.push(c)
+	b.unlock()
 	return true
 }
 
@@ -1781,7 +1787,9 @@ func (s *subscriber) leaveAndLog(r *http.Request, reason error) {
 // of most idle clients then stays at 4 KB: net/http's part of it is too large for the
 // collector to halve what has grown once.
 func (s *subscriber) stream(w http.ResponseWriter, r *http.Request) error {
-	out, ctx := s.newWriter(w, r), r.Context()
+	out, ctx := newWriter(w, r, s.b.WriteTimeout), r.Context()
+	out.source = s
+	s.setCut(out.cut) // lets cutAll end its writes
 	defer out.finish()
 	if err := s.beginStream(out, r); err != nil {
 		return s.endFor(err)
@@ -1803,14 +1811,6 @@ func (s *subscriber) endWith(ctx context.Context) (stop func() bool) {
 		defer s.b.unlock()
 		s.b.endLocked(s, leftError(ctx))
 	})
-}
-
-// newWriter returns what s is written to by, and lets cutAll end its writes.
-func (s *subscriber) newWriter(w http.ResponseWriter, r *http.Request) *Writer {
-	out := newWriter(w, r, s.b.WriteTimeout)
-	out.source = s
-	s.setCut(out.cut)
-	return out
 }
 
 // beginStream writes the headers.
@@ -1842,16 +1842,6 @@ func (s *subscriber) sent() {
 	s.b.lock()
 	defer s.b.unlock()
 	s.b.releaseHeldLocked(s)
-}
-
-// detach gives s the connection c instead of a goroutine.
-func (s *subscriber) detach(ctx context.Context, c *conn, head string, done func(error)) {
-	c.source, c.ctx, s.conn, s.done = s, ctx, c, done
-	s.setCut(c.breakOff)
-	s.b.lock()
-	defer s.b.unlock()
-	s.opening = append([]*frame{{mark: true, body: head}}, s.opening...)
-	s.b.conns.push(c)
 }
 
 // finished is called once the connection of s, which was detached, is closed.
