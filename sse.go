@@ -202,7 +202,13 @@ func Serve(w http.ResponseWriter, r *http.Request, events iter.Seq2[Event, error
 		return ErrEnded
 	}
 	out := newWriter(w, r, 0)
-	if err := out.open(r, firstBlock(r.Header.Get("Last-Event-ID"))); err != nil || r.Method == http.MethodHead {
+	hello := []byte(keepAliveFrame)
+	// An ID that came by the query is not repeated: any site can link to it, and the
+	// client has no other to lose.
+	if id := r.Header.Get("Last-Event-ID"); id != "" && (Event{ID: id}).check() == nil {
+		hello = append(appendID(nil, id), '\n')
+	}
+	if err := out.open(r, hello); err != nil || r.Method == http.MethodHead {
 		return err
 	}
 	defer out.finish()
@@ -217,16 +223,6 @@ func Serve(w http.ResponseWriter, r *http.Request, events iter.Seq2[Event, error
 		}
 	}
 	return out.close(reason, r.Method == http.MethodGet)
-}
-
-// firstBlock returns what a stream of one client begins with: the ID that the
-// client brought in the header, or a comment. One that came by the query is not
-// repeated: any site can link to it, and the client has no other to lose.
-func firstBlock(id string) []byte {
-	if id == "" || (Event{ID: id}).check() != nil {
-		return []byte(keepAliveFrame)
-	}
-	return append(appendID(nil, id), '\n')
 }
 
 // ----- Client -----

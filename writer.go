@@ -309,7 +309,6 @@ func (w *Writer) Comment(text string) error {
 func (w *Writer) keepAlive(period time.Duration) (stop func()) {
 	w.mu.Lock() // the timer may fire before it is assigned
 	defer w.mu.Unlock()
-	stopped := false
 	rest := func() time.Duration { return period - time.Since(w.wrote) }
 	var timer *time.Timer
 	timer = time.AfterFunc(rest(), func() {
@@ -322,7 +321,7 @@ func (w *Writer) keepAlive(period time.Duration) (stop func()) {
 				w.cut()
 			}
 		}()
-		if stopped {
+		if timer == nil {
 			return
 		}
 		if rest() <= 0 && w.write([]byte(keepAliveFrame)) != nil {
@@ -333,8 +332,8 @@ func (w *Writer) keepAlive(period time.Duration) (stop func()) {
 	return func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		stopped = true
 		timer.Stop()
+		timer = nil
 	}
 }
 
