@@ -112,8 +112,9 @@ type Broker struct {
 	// call. If some of these have been evicted, CatchUp is called again, with the ID of
 	// the last event that the client received, or with UpTo if CatchUp yielded none.
 	//
-	// CatchUp runs on the client's own goroutine and may block. Until it returns, the
-	// client is sent no keep-alives, and its events are sent 256 at a time. ctx has
+	// CatchUp runs in the handler's goroutine, or for a detached client in one of its
+	// own, and may block. Until it returns, the client is sent no keep-alives, and its
+	// events are sent 256 or 64 KiB at a time. ctx has
 	// the values of the request's context; it is done when the client leaves (a
 	// detached client: when a write to it fails) and when Disconnect, or Shutdown that
 	// no longer waits, ends the stream.
@@ -135,8 +136,9 @@ type Broker struct {
 
 	// mu guards all fields below and everything reached through them: the log, the
 	// topics, and those fields of subscribers that say so. It is never held while a
-	// client is written to or code of the program runs. Only conns has a lock of its
-	// own, which is taken after mu. A subscriber's cutting is taken before mu.
+	// client is written to or code of the program runs. Only conns, which is set once,
+	// has a lock of its own, which is taken after mu. A subscriber's cutting is taken
+	// before mu.
 	mu         sync.Mutex
 	log        eventLog
 	topics     map[string]*topic // those that exist
@@ -276,8 +278,9 @@ func (b *Broker) Remove(key string, ev Event, topics ...string) (id string, err 
 //
 //	appendLocked       puts its frame in the log
 //	announceLocked     finds those who wait for it, by walkLocked
-//	wakeLocked         notes their signals, which unlock gives, or puts their
-//	                   connections in the queue
+//	wakeLocked         notes their signals, or puts their connections in the queue, by
+//	                   connQueue.push in writer.go
+//	unlock             gives the signals
 //
 // A worker takes a connection from the queue, that of a detached client or that of a
 // handler over HTTP/1.x:
@@ -287,9 +290,10 @@ func (b *Broker) Remove(key string, ev Event, topics ...string) (id string, err 
 //	next               decides what is sent, by readLogLocked
 //	Writer.sendFrames  writes that for the handler, by writePieces, and flushes it
 //	attempt.writeFrom  or writes it to the socket, by writeAll
+//	conn.sendFrames    or writes it over TLS
 //
-// If the socket is full, or CatchUp is asked, another goroutine goes on by deliver: the
-// handler in conn.stayWith, or a new one in conn.attend.
+// If the socket is full, CatchUp is asked or the stream has ended, another goroutine goes
+// on by deliver: the handler in conn.stayWith, or a new one in conn.attend.
 //
 // A handler over HTTP/2, or a loop over Subscribe, waits for its signal in deliver:
 //
@@ -865,14 +869,13 @@ func (m *members) remove(s *subscriber, nth int) {
 //     its cursor up to announced, past what others published.
 //  3. If a subscriber does not wait, its sender will call next. Before it waits,
 //     next has looked at the whole log and at each reason to say something or to
-//     end. A subscriber with a signal waits already while deliver sends the last
-//     batch.
-//  4. Only next sets waiting. Only a subscriber that waits is woken: another
-//     would skip frames.
-//  5. Whoever clears waiting, other than next and leave, gives one signal: a token,
-//     or a place in the queue of connections. The connection of a subscriber that
-//     waits has no owner; any other has one: the queue, a worker, the handler, or a
-//     goroutine in attend. Only the owner uses it.
+//     end. A subscriber with a signal waits already while deliver sends the batch.
+//  4. Only next sets waiting. Only a subscriber that waits is woken: the connection
+//     of another would get a second owner.
+//  5. Whoever clears waiting, other than next and leave, wakes the subscriber once: by
+//     a token for its signal, or by a place in the queue for its connection. The
+//     connection of a subscriber that waits has no owner; any other has one: the
+//     queue, a worker, the handler, or a goroutine in attend.
 //  6. A subscriber whose cursor is before log.tail has missed frames only if one of
 //     its topics lost a frame that is not before the cursor and is after state. All
 //     other frames before log.tail that are for it are values of keys. A Reset makes
@@ -886,9 +889,9 @@ type subscriber struct {
 	topics []*topic // sorted by name
 	client bool     // counts against MaxClients, and in topic.clients
 
-	// Either signal takes a token when deliver is to look at the subscriber again, or
-	// conn is put in the queue.
-	signal chan struct{} // of a loop over Subscribe, or a handler over HTTP/2
+	// To be woken, a subscriber has either signal, which takes a token, or conn, which
+	// is put in the queue.
+	signal chan struct{} // of a loop over Subscribe, or a handler not over HTTP/1.x
 	conn   *conn
 	done   func(error) // given to Detach; nil if the client was not detached
 
@@ -1253,9 +1256,9 @@ func (s *subscriber) next(batch []*frame) ([]*frame, step) {
 		batch = append(batch, b.keepAliveLocked(s)...)
 	}
 	// A subscriber with a signal waits from now on, which spares another call of next
-	// for nearly every event. One with a conn has no owner when it waits, so it is sent
-	// the batch first. A large frame is held
-	// until next is called again, which must not be at the next event only.
+	// for nearly every event. One with a conn is sent the batch first, since the conn
+	// has no owner while it waits. A large frame is held until next is called again,
+	// which must not be at the next event only.
 	if len(batch) > 0 && (s.signal == nil || s.held != nil) {
 		return batch, again
 	}
@@ -1400,7 +1403,7 @@ func (b *Broker) checkLostLocked(s *subscriber) {
 //	errHoldsTooMuch    limitPinnedLocked   none; its write is cut off
 //	errCut             Shutdown            none; its write is cut off
 //	the context's end  endWith, deliver    a random reconnection time
-//	ErrClientLeft      a failed write      none
+//	ErrClientLeft      a failed write, conn.look   none
 //	errSilent          conn.look           none; the connection is reset
 //	errPanic           Serve, Detach, conn.attend, worker.work   none
 //
@@ -1435,8 +1438,8 @@ func (s *subscriber) endFor(reason error) error {
 // only while it is sent something. Without it, a burst allocates one for each.
 var batches = sync.Pool{New: func() any { return new([]*frame) }}
 
-// deliver is the only loop that may block. It sends batch, goes on as then says, and
-// so forth with what next returns, until the stream ends. It returns why that was.
+// deliver sends batch, goes on as then says, and so forth with what next returns, until
+// the stream ends. It returns why that was. It may block.
 //
 // If the subscriber has a signal, its goroutine stays in deliver for as long as the
 // stream lasts, and waits there. If it has a conn, deliver returns nil as soon as the
@@ -1469,7 +1472,7 @@ func (s *subscriber) deliver(ctx context.Context, batch []*frame, then step, sen
 				return nil
 			}
 			batch = nil
-			<-s.signal // wakeLocked gives it
+			<-s.signal // which unlock gives, after wakeLocked
 		}
 		if ctx.Err() != nil {
 			s.endFor(leftError(ctx))
@@ -1598,8 +1601,10 @@ func (s *subscriber) goOn(since uint64, upTo, lastID string, yielded bool) []*fr
 // it says so. Serve returns nil only for HEAD. The stream also ends when r's context
 // is done. The error then wraps the context's cause ([context.WithCancelCause]), if it
 // has one. Otherwise it is ErrClientLeft, because net/http also cancels the context
-// when the client leaves. Over HTTP/1.x, w is written by other goroutines while Serve
-// blocks.
+// when the client leaves.
+//
+// Over HTTP/1.x, other goroutines call w's Write and Flush, one at a time, while Serve
+// blocks. If they panic, Serve panics with the same value.
 //
 // To save writes, the response to a GET over HTTP/1.1 is not chunked and ends with
 // its connection. Only a stream with the event "end" is complete.
@@ -1780,12 +1785,12 @@ func (s *subscriber) leaveAndLog(r *http.Request, reason error) {
 }
 
 // stream serves s, which was admitted, until the stream ends. Over HTTP/1.x, workers
-// write for the handler. Over HTTP/2, a write waits for another goroutine of the
-// server, which merges what many handlers write meanwhile, so each handler writes itself.
+// write for the handler. Over HTTP/2, each handler writes itself, because net/http
+// merges what they write while its goroutine of the connection is busy.
 //
-// It is in pieces so that no path needs much stack, nor does any before it. The stack
-// of most idle clients then stays at 4 KB: net/http's part of it is too large for the
-// collector to halve what has grown once.
+// Neither stream nor what was called before it has a path that needs much stack. So the
+// stack of most idle clients stays at 4 KB: the collector does not halve what has grown
+// once, because net/http needs more than a quarter of it.
 func (s *subscriber) stream(w http.ResponseWriter, r *http.Request) error {
 	out, ctx := newWriter(w, r, s.b.WriteTimeout), r.Context()
 	out.source = s
@@ -2145,7 +2150,7 @@ type Stats struct {
 	// Clients is the number of clients, Subscribers that of loops over Subscribe only.
 	Clients, Subscribers int
 
-	// Topics is the number of topics with a subscriber or an event in the history.
+	// Topics is the number of topics with a subscriber, an event in the history or a key.
 	Topics int
 
 	// Keys is the number of values kept, one for each key and topic.

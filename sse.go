@@ -59,7 +59,7 @@
 // CatchUp yields instead. If the Broker keeps a history, a client that has a last
 // event ID loses events in no other case.
 //
-// A slow client delays nobody else. It catches up from the history, and is
+// A slow client does not hold up others. It catches up from the history, and is
 // disconnected if a write to it takes longer than [Broker.WriteTimeout].
 //
 // # Ending a stream

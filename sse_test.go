@@ -8856,7 +8856,7 @@ func TestFirstKeepAliveOfALateClient(t *testing.T) {
 func TestPanicWithinALargeEventHoldsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const large = 100 << 10
-		b := &Broker{HistoryBytes: large}
+		b := &Broker{HistoryBytes: large, Logger: slog.New(slog.DiscardHandler)}
 		panicked := make(chan any)
 		r := httptest.NewRequestWithContext(t.Context(), "GET", "/", nil)
 		go func() {

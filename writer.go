@@ -56,8 +56,8 @@ type Writer struct {
 	source  source // a Broker's client, whose sweep bounds the writes; nil for others
 	isCut   atomic.Bool
 
-	// mu guards the fields below. It is nil in a Broker's Writer, which one goroutine
-	// uses at a time.
+	// mu guards the fields below. It is nil in a Broker's Writer, which only the handler
+	// uses, or the owner of its conn.
 	mu         mutex
 	noDeadline bool      // w has none to set
 	flushed    bool      // the headers were
@@ -425,7 +425,7 @@ func (w *Writer) flush() error {
 }
 
 // sendFrames writes the source's frames and flushes them together. It is called by a
-// Broker's handler, or by a worker while that waits.
+// Broker's handler, or by a worker while that is in stayWith.
 func (w *Writer) sendFrames(frames []*frame) error {
 	defer w.source.writing(false)
 	if w.err != nil {
@@ -527,15 +527,15 @@ type step int8
 
 const (
 	again      step = iota // call next again
-	wait                   // the source waits; when there is more, it gives its signal
-	askCatchUp             // only deliver goes on, since that may block
+	wait                   // the source waits until there is more
+	askCatchUp             // only deliver goes on, since CatchUp may take any time
 	last                   // the stream has ended
 )
 
 // A source is what a connection is fed from. Its only implementation is subscriber.
 type source interface {
 	// next returns what to send next, in place of batch, which was sent. If the source
-	// waits, there is nothing to send, and the caller does not own the connection
+	// of a conn waits, there is nothing to send, and the caller does not own the conn
 	// anymore: the source pushes it when there is more.
 	next(batch []*frame) ([]*frame, step)
 
@@ -545,12 +545,12 @@ type source interface {
 
 	writing(bool)                // a write that may block begins, or has ended
 	sent()                       // a pause follows, and what next returned last has been sent
-	guard(what string, f func()) // calls f and logs a panic in it, of which part of the program this says
+	guard(what string, f func()) // calls f, which is named what, and logs a panic in it
 	finished(reason error)       // the connection was closed, for this reason unless there was one before
 }
 
 // A conn is what workers write to: the connection of a client that was taken over from
-// net/http, or the ResponseWriter of a handler over HTTP/1.x, which waits meanwhile.
+// net/http, or the ResponseWriter of a handler over HTTP/1.x, which is in stayWith.
 //
 //	          push                 pop
 //	no owner ─────► in the queue ─────► a worker ──► no owner, when the source waits
@@ -579,10 +579,10 @@ type conn struct {
 	suspect  bool            // whether the peer has left is to be checked; set before push
 }
 
-// A turn is what a worker leaves to another goroutine, because it may take long.
+// A turn is what a worker leaves to another goroutine: what may take long, and the end.
 type turn struct {
 	batch []*frame // to be sent first, without its first skip bytes
-	skip  int
+	skip  int      // 0 for a handler
 	then  step
 	err   error // if not nil, the stream has ended
 	panic any   // what the handler is to panic with, or nil for runtime.Goexit; err is errPanic
@@ -597,8 +597,8 @@ func (c *conn) handOver(t turn) {
 	}
 }
 
-// stayWith blocks the handler until its stream has ended, does what is handed over to
-// it, and returns why the stream has ended.
+// stayWith blocks the handler, and does what workers hand over, until the stream has
+// ended. It returns why that was.
 func (c *conn) stayWith() error {
 	for {
 		t := <-c.turns
@@ -652,8 +652,8 @@ func responseHead(h http.Header, r *http.Request) string {
 	return head.String() + "\r\n"
 }
 
-// attend does what was handed over, and blocks until the source waits or the stream
-// has ended.
+// attend does what a worker hands over, and blocks until the source waits or the
+// stream has ended.
 func (c *conn) attend(t turn) {
 	err := errPanic // or runtime.Goexit
 	defer func() {
@@ -680,9 +680,6 @@ func (c *conn) attend(t turn) {
 // sendFrames writes the frames, without their first skip bytes, and waits until the
 // client has taken them.
 func (c *conn) sendFrames(frames []*frame, skip int) error {
-	if c.out != nil {
-		return c.out.sendFrames(frames)
-	}
 	defer c.source.writing(false)
 	r := frameReader{frames: frames, skip: skip}
 	if c.raw != nil {
@@ -808,26 +805,27 @@ func (c *conn) transport() net.Conn {
 }
 
 // A connQueue holds the connections that have something to be sent, and the workers
-// that send it. There are workers only as long as there is work. A handler that waits
-// costs no turn of its goroutine then, which saves a tenth of the CPU of a single event.
+// that send it. There are workers only as long as there is work. A handler over HTTP/1.x
+// is not scheduled for an event, which saves a tenth of the CPU of a single one.
 //
-// A worker waits for no client, with one exception: where conn.raw is nil, as over TLS
-// and for a handler, a write cannot be tried and may wait. A worker to which that
-// happens is replaced, and ends after the connection that it has.
+// A worker never waits for a client whose conn.raw is set. A write to any other, for a
+// handler or over TLS, cannot be tried and may block. The worker is then replaced, and
+// ends after the connection that it has.
 type connQueue struct {
 	timeout    time.Duration       // WriteTimeout
 	unanswered func(net.Conn) byte // the function of that name, except in tests
 
 	mu          sync.Mutex // guards the fields below; taken after the Broker's
 	first, last *conn
-	workers     int // those that take connections from the queue
+	workers     int // those that take connections from the queue, and not those that end
 	most        int // how many of them are started for what is pushed
 
 	spare sync.Pool // of *worker
 }
 
 const (
-	// A worker is replaced if so many writes that may wait take it longer than that.
+	// A worker is replaced if so many writes that may block take it longer than that.
+	// They are timed together because to set the timer for each costs time.
 	writesAtOnce = 16
 	patience     = time.Millisecond
 
@@ -908,22 +906,20 @@ type worker struct {
 	ends    bool   // it takes no more connections; guarded by the queue's mu
 	attempt *attempt
 	batch   []*frame
-	writes  int         // since it was started, that may wait
-	late    *time.Timer // replaces it
+	writes  int         // since it was started, that may block
+	timer   *time.Timer // replaces it
 }
 
 // batchesAtOnce is how many batches a connection is sent before others are.
 const batchesAtOnce = 16
 
 func (w *worker) work() {
-	var c *conn // that it has
+	var c *conn // the one that w has
 	defer func() {
-		if c != nil && c.out != nil {
-			// The program's ResponseWriter has panicked or called runtime.Goexit, which
-			// is its handler's affair, and ends w.
+		if c != nil { // the program's ResponseWriter, or net.Conn, panics or calls runtime.Goexit
 			value := recover()
-			if value != nil && value != http.ErrAbortHandler { // whose stack the handler will not have
-				c.source.guard("ResponseWriter", func() { panic(value) })
+			if value != nil && value != http.ErrAbortHandler {
+				c.source.guard("a write", func() { panic(value) }) // logs it, with this stack
 			}
 			c.handOver(turn{err: errPanic, panic: value})
 			w.queue.replace(w)
@@ -944,7 +940,7 @@ func (w *worker) work() {
 // If not, c has another owner or none.
 func (w *worker) serve(c *conn) (more bool) {
 	if c.suspect && c.raw == nil || c.out != nil && c.out.ctx.Err() != nil {
-		c.handOver(turn{}) // to look takes time; deliver says what the context's end means
+		c.handOver(turn{}) // to look takes time, and deliver looks at the context
 		return false
 	}
 	if err := c.look(); err != nil {
@@ -982,15 +978,18 @@ func (w *worker) serve(c *conn) (more bool) {
 	return true
 }
 
-// write sends c the worker's batch, for which it may have to wait.
+// write sends c the worker's batch, and may block.
 func (w *worker) write(c *conn) error {
 	switch {
-	case w.late == nil:
-		w.late = time.AfterFunc(patience, func() { w.queue.replace(w) })
+	case w.timer == nil:
+		w.timer = time.AfterFunc(patience, func() { w.queue.replace(w) })
 	case w.writes%writesAtOnce == 0:
-		w.late.Reset(patience)
+		w.timer.Reset(patience)
 	}
 	w.writes++
+	if c.out != nil {
+		return c.out.sendFrames(w.batch)
+	}
 	return c.sendFrames(w.batch, 0)
 }
 

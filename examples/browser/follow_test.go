@@ -361,6 +361,31 @@ func (p *page) crash() {
 	}))
 }
 
+// A tab that shares is told of the state when it has joined, since a newcomer gets the
+// events from then on.
+func TestFollowSharedIsOpenWhenItHasJoined(t *testing.T) {
+	everyBrowser(t, func(t *testing.T, open func(*testing.T, string) *page) {
+		site := newFollowSite(t, &sse.Broker{})
+		leading := open(t, site.URL)
+		p := leading.openBeside(site.URL)
+		leading.waitFor(`window.start`)
+		leading.run(`new Promise(done => {
+			const name = ["follow", new URL("/events", location).href, "end", "error", "gap", "message", "open", "price", "snapshot"].join(" ")
+			window.channel = new BroadcastChannel(name)
+			channel.onmessage = e => { window.asked ??= e.data.ask }
+			navigator.locks.request(name, () => { done(); return new Promise(() => {}) })
+		})`)
+		follow(p, `{shared: true}`)
+		leading.waitFor(`window.asked`)
+		leading.run(`channel.postMessage({ state: ["open"] })`)
+		leading.run(`channel.postMessage({ to: asked, events: [{ n: 0, lastEventId: "" }], state: ["away"] })`)
+		p.waitFor(`states.length > 0`)
+		if got := fmt.Sprint(eval[[]string](p, `states`)); got != "[away]" {
+			t.Errorf("got states %s, want [away] alone", got)
+		}
+	})
+}
+
 // Tabs that share have one connection, and all events. Over HTTP/1.1 a browser opens
 // six to a server, so that twelve tabs could not each have its own.
 func TestFollowShared(t *testing.T) {

@@ -139,7 +139,7 @@ function share(name, stream, snapshot, start, hear, tell) {
 			meet()
 			live || catchUp()
 		}
-		if (now && (to ?? me) === me) tell(...now)
+		if (now && answered && (to ?? me) === me) tell(...now)
 		if (!event || !answered || event.n < next()) return
 		if (event.n > next()) { // some were lost as another tab took over: join again
 			live = answered = false
