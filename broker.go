@@ -1634,7 +1634,7 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // Detach is Serve for very many clients: it begins the stream, takes the connection
 // over from net/http and returns true at once. A client then costs its socket and
 // about 2 KB, and over TLS the memory of crypto/tls, where a running handler costs
-// about 25 KB. When the stream ends, Detach calls done exactly once, if it is not
+// about 26 KB. When the stream ends, Detach calls done exactly once, if it is not
 // nil, with the error that Serve would have returned:
 //
 //	online.Add(user)
