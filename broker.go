@@ -114,10 +114,9 @@ type Broker struct {
 	//
 	// CatchUp runs in the handler's goroutine, or for a detached client in one of its
 	// own, and may block. Until it returns, the client is sent no keep-alives, and its
-	// events are sent 256 or 64 KiB at a time. ctx has
-	// the values of the request's context; it is done when the client leaves (a
-	// detached client: when a write to it fails) and when Disconnect, or Shutdown that
-	// no longer waits, ends the stream.
+	// events are sent 256 at a time, or 64 KiB. ctx has the values of the request's
+	// context; it is done when the client leaves (a detached client: when a write to it
+	// fails) and when Disconnect, or Shutdown that no longer waits, ends the stream.
 	// An error that CatchUp yields ends the stream, and the client will reconnect;
 	// ErrEnded ends it permanently.
 	//

@@ -8929,6 +8929,56 @@ func TestPanicOfAResponseWriterCostsOneClient(t *testing.T) {
 	}
 }
 
+// Nor does that of a net.Conn of the program cost more than its client.
+func TestPanicOfANetConnCostsOneClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		b := &Broker{Logger: slog.New(slog.NewTextHandler(&log, nil))}
+		defer b.Shutdown(t.Context())
+		s := newPipeServer(t, &http.Server{})
+		ended := make(chan error, 2)
+		s.serve(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/bad" {
+				w = badHijacker{w}
+			}
+			b.Detach(w, r, func(err error) { ended <- err })
+		})
+		good, bad := s.get("/", ""), s.get("/bad", "")
+		good.want("")
+		bad.want("")
+		for _, data := range []string{"1", "2"} {
+			b.Publish(Event{Data: data})
+			good.want(data)
+		}
+		if err := <-ended; err != errPanic {
+			t.Errorf("done: got %v, want %v", err, errPanic)
+		}
+		if got := log.String(); !strings.Contains(got, "badConn.Write") {
+			t.Errorf("log: got %q", got)
+		}
+		checkInvariants(t, b)
+	})
+}
+
+// A badHijacker has its connection hijacked in the form of a badConn, which panics as an
+// event is written.
+type (
+	badHijacker struct{ http.ResponseWriter }
+	badConn     struct{ net.Conn }
+)
+
+func (h badHijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := http.NewResponseController(h.ResponseWriter).Hijack()
+	return badConn{conn}, rw, err
+}
+
+func (c badConn) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte("data: ")) {
+		panic("Write")
+	}
+	return c.Conn.Write(p)
+}
+
 // A context that has ended is looked at before anything is sent, although workers
 // send it.
 func TestNothingIsSentAfterTheContextHasEnded(t *testing.T) {
@@ -9026,19 +9076,11 @@ func TestWritesThatWaitALittle(t *testing.T) {
 
 // A worker keeps nothing of what it has handed over.
 func TestWorkerKeepsNoFrames(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	wireCheck(t, err)
-	defer listener.Close()
-	client, err := net.Dial("tcp", listener.Addr().String())
-	wireCheck(t, err)
-	defer client.Close()
-	server, err := listener.Accept()
-	wireCheck(t, err)
-	defer server.Close()
+	_, server := tcpPair(t)
 	c := &conn{conn: server, queue: newConnQueue(time.Hour)}
-	if c.raw, err = server.(*net.TCPConn).SyscallConn(); err != nil {
-		t.Fatal(err)
-	}
+	var err error
+	c.raw, err = server.(*net.TCPConn).SyscallConn()
+	wireCheck(t, err)
 	var large weak.Pointer[frame]
 	c.source = &frameSource{frame: func() *frame {
 		f := &frame{mark: true, body: strings.Repeat("x", 16<<20)}
@@ -9054,6 +9096,21 @@ func TestWorkerKeepsNoFrames(t *testing.T) {
 		return large.Value() == nil
 	})
 	runtime.KeepAlive(w)
+}
+
+// tcpPair returns both ends of a connection of the system.
+func tcpPair(t *testing.T) (client, server net.Conn) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	wireCheck(t, err)
+	defer listener.Close()
+	client, err = net.Dial("tcp", listener.Addr().String())
+	wireCheck(t, err)
+	t.Cleanup(func() { client.Close() })
+	server, err = listener.Accept()
+	wireCheck(t, err)
+	t.Cleanup(func() { server.Close() })
+	return client, server
 }
 
 // A frameSource has this frame, which it gives to one caller of next, and its stream ends
@@ -9569,17 +9626,10 @@ func TestEachWriteToASocketIsTimed(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("there writes wait in net")
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	wireCheck(t, err)
-	defer listener.Close()
-	client, err := net.Dial("tcp", listener.Addr().String())
-	wireCheck(t, err)
-	defer client.Close()
-	server, err := listener.Accept()
-	wireCheck(t, err)
-	defer server.Close()
+	client, server := tcpPair(t)
 	timed := &timedSource{}
 	c := &conn{conn: server, source: timed, queue: newConnQueue(time.Hour)}
+	var err error
 	c.raw, err = server.(*net.TCPConn).SyscallConn()
 	wireCheck(t, err)
 	large := &frame{mark: true, body: strings.Repeat("x", 16<<20)}
@@ -10432,15 +10482,7 @@ func TestPanicBeforeTheStreamLeavesNoClientBehind(t *testing.T) {
 // Both ways to find out whether a client has left say that one that is there is,
 // one after the other.
 func TestPeerThatIsThereHasNotLeft(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	wireCheck(t, err)
-	defer listener.Close()
-	client, err := net.Dial("tcp", listener.Addr().String())
-	wireCheck(t, err)
-	defer client.Close()
-	accepted, err := listener.Accept()
-	wireCheck(t, err)
-	defer accepted.Close()
+	_, accepted := tcpPair(t)
 	c := &conn{conn: accepted}
 	raw, err := accepted.(*net.TCPConn).SyscallConn()
 	wireCheck(t, err)

@@ -914,7 +914,7 @@ type worker struct {
 const batchesAtOnce = 16
 
 func (w *worker) work() {
-	var c *conn // the one that w has
+	var c *conn // being served
 	defer func() {
 		if c != nil { // the program's ResponseWriter, or net.Conn, panics or calls runtime.Goexit
 			value := recover()
