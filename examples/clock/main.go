@@ -38,6 +38,7 @@ func main() {
 	http.Handle("GET /", page.Handler(html))
 	http.Handle("GET /events", broker)
 
+	interrupted, _ := signal.NotifyContext(context.Background(), os.Interrupt)
 	listener, err := net.Listen("tcp", *addr)
 	if err != nil {
 		log.Fatal(err)
@@ -45,7 +46,6 @@ func main() {
 	fmt.Printf("The clock is at http://%v\n", listener.Addr())
 	go http.Serve(listener, nil)
 
-	interrupted, _ := signal.NotifyContext(context.Background(), os.Interrupt)
 	<-interrupted.Done()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second/2)
 	defer cancel()

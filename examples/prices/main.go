@@ -64,6 +64,7 @@ func main() {
 	http.Handle("GET /events", broker)
 	http.HandleFunc("GET /slow", func(w http.ResponseWriter, r *http.Request) { broker.Serve(slowWriter{w, *pause}, r) })
 
+	interrupted, _ := signal.NotifyContext(context.Background(), os.Interrupt)
 	listener, err := net.Listen("tcp", *addr)
 	if err != nil {
 		log.Fatal(err)
@@ -71,7 +72,6 @@ func main() {
 	fmt.Printf("The prices are at http://%v\n", listener.Addr())
 	go http.Serve(listener, nil)
 
-	interrupted, _ := signal.NotifyContext(context.Background(), os.Interrupt)
 	<-interrupted.Done()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second/2)
 	defer cancel()
