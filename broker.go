@@ -2,6 +2,7 @@ package sse
 
 import (
 	"cmp"
+	"container/heap"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -1270,17 +1271,19 @@ func (s *subscriber) next(batch []*frame) ([]*frame, step) {
 func (b *Broker) readLogLocked(s *subscriber, batch []*frame) []*frame {
 	from, bytes, work := len(batch), 0, 0
 	cursor, start := s.cursor, max(b.log.tail, s.state+1) // before start, only values of keys
+	var values *valueHeap
+	if cursor < start {
+		values = s.valuesFrom(cursor)
+	}
 	for cursor <= b.log.head && len(batch)-from < batchFrames && bytes < batchBytes && work < batchWork {
 		var f *frame
 		if cursor >= start {
 			f = b.log.at(cursor)
-			work += 1 + min(len(f.topics), len(s.topics))
-		} else if f = s.nextValue(cursor); f == nil || f.seq >= start {
+		} else if f = values.pop(cursor); f == nil || f.seq >= start {
 			cursor = start
 			continue
-		} else {
-			work += 1 + len(s.topics)
 		}
+		work += 1 + min(len(f.topics), len(s.topics))
 		cursor = f.seq + 1
 		if !f.endsTopics && s.wants(f) {
 			batch = append(batch, f)
@@ -1298,16 +1301,47 @@ func (b *Broker) readLogLocked(s *subscriber, batch []*frame) []*frame {
 	return batch
 }
 
-// nextValue returns the first value of a key from frame number seq on, of all topics of
-// s, or nil. It may have been replaced.
-func (s *subscriber) nextValue(seq uint64) (next *frame) {
+// A valueHeap holds values of keys, those of each topic in order, as a heap (package
+// container/heap) by the first of each. So the next value of a client with thousands of
+// topics is found without a look at all of them.
+type valueHeap [][]*frame
+
+func (h valueHeap) Len() int           { return len(h) }
+func (h valueHeap) Less(i, j int) bool { return h[i][0].seq < h[j][0].seq }
+func (h valueHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *valueHeap) Push(any)          {} // never called
+func (h *valueHeap) Pop() any          { *h = (*h)[:len(*h)-1]; return nil }
+
+// valuesFrom returns the values of keys from frame number seq on, of all topics of s.
+// Some may have been replaced.
+func (s *subscriber) valuesFrom(seq uint64) *valueHeap {
+	h := new(valueHeap)
 	for _, t := range s.topics {
 		i := sort.Search(len(t.values), func(i int) bool { return t.values[i].seq >= seq })
-		if i < len(t.values) && (next == nil || t.values[i].seq < next.seq) {
-			next = t.values[i]
+		if i < len(t.values) {
+			*h = append(*h, t.values[i:])
 		}
 	}
-	return next
+	heap.Init(h)
+	return h
+}
+
+// pop removes the values up to the first from frame number seq on, and returns that, or
+// nil. A value of several topics is there for each.
+func (h *valueHeap) pop(seq uint64) *frame {
+	for len(*h) > 0 {
+		first := &(*h)[0]
+		f := (*first)[0]
+		if *first = (*first)[1:]; len(*first) > 0 {
+			heap.Fix(h, 0)
+		} else {
+			heap.Pop(h)
+		}
+		if f.seq >= seq {
+			return f
+		}
+	}
+	return nil
 }
 
 // receivedLocked notes that s received the batch, or is about to.
@@ -1567,7 +1601,7 @@ func (s *subscriber) goOn(since uint64, upTo, lastID string, yielded bool) []*fr
 	}
 	s.cursor, s.lastSeq = since, since-1
 	b.checkLostLocked(s)
-	if v := s.nextValue(s.cursor); v != nil && v.seq < b.log.tail {
+	if v := s.valuesFrom(s.cursor).pop(s.cursor); v != nil && v.seq < b.log.tail {
 		b.loseLocked(s) // CatchUp may have yielded the value, and others after it
 	}
 	switch {

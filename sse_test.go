@@ -5777,6 +5777,33 @@ func TestSetInVeryManyTopics(t *testing.T) {
 	}
 }
 
+// A newcomer to very many topics gets the values in order, and many in each write.
+func TestNewcomerToVeryManyTopics(t *testing.T) {
+	const topics, values = 2000, 3000
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{History: 1}
+		names := make([]string, topics)
+		for i := range names {
+			names[i] = fmt.Sprint("topic", i)
+		}
+		rnd := rand.New(rand.NewPCG(14, 1))
+		var order []string
+		for i := range values {
+			value := fmt.Sprint("value", i)
+			b.Set(value, Event{ID: value, Data: value}, names[rnd.IntN(topics)], names[rnd.IntN(topics)])
+			order = append(order, value)
+		}
+		flushes := 0
+		s := servePipe(t, &http.Server{}, func(w http.ResponseWriter, r *http.Request) error {
+			return b.Serve(flushHook{wireMiddleware{w}, func() { flushes++ }}, r, names...)
+		})
+		s.get("/", "").want(strings.Join(order, " "))
+		if most := values/batchFrames + 3; flushes > most {
+			t.Errorf("got %d flushes, want at most %d", flushes, most)
+		}
+	})
+}
+
 // A value that was replaced takes no memory once it has left the history, and a key that is
 // part of a long string does not keep that.
 func TestKeysTakeLittle(t *testing.T) {
