@@ -112,9 +112,11 @@ func TestNewcomerGetsEachSymbolOnceAndThenWhatChanges(t *testing.T) {
 		}
 		if i < 50 {
 			symbols[p.Symbol] = true
-		} else if p.N != got[i-1].N+1 {
-			t.Errorf("got price %d after price %d, want all of them from the state on", p.N, got[i-1].N)
 		}
+	}
+	// It is spared a price that is replaced within a moment.
+	if spared := got[79].N - got[49].N - 30; spared > 3 {
+		t.Errorf("got 30 prices after the state and not %d others, want nearly all of them", spared)
 	}
 	if len(symbols) != 50 {
 		t.Errorf("the first 50 prices are of %d symbols, want all 50", len(symbols))
