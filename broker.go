@@ -1711,6 +1711,14 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 		err = s.stream(w, r)
 		return false
 	}
+	s.detach(c, w, r, done)
+	return true
+}
+
+// detach begins the stream of s on the connection c, which was taken over. It is not
+// part of Detach, which serves over HTTP/2 and has a stack of 8 KB there otherwise.
+func (s *subscriber) detach(c *conn, w http.ResponseWriter, r *http.Request, done func(error)) {
+	b := s.b
 	head, ctx := responseHead(w.Header(), r), context.Background()
 	if b.CatchUp != nil {
 		ctx = context.WithoutCancel(r.Context())
@@ -1728,7 +1736,6 @@ func (b *Broker) Detach(w http.ResponseWriter, r *http.Request, done func(error)
 	s.opening = append([]*frame{{mark: true, body: head}}, s.opening...)
 	b.conns.push(c)
 	b.unlock()
-	return true
 }
 
 // Disconnect ends the streams of all subscribers that have one of the topics,
@@ -1825,19 +1832,25 @@ func (s *subscriber) leaveAndLog(r *http.Request, reason error) {
 // stack of most idle clients stays at 4 KB: the collector does not halve what has grown
 // once, because net/http needs more than a quarter of it.
 func (s *subscriber) stream(w http.ResponseWriter, r *http.Request) error {
-	out, ctx := newWriter(w, r, s.b.WriteTimeout), r.Context()
+	out := newWriter(w, r, s.b.WriteTimeout)
 	out.source = s
 	s.setCut(out.cut) // lets cutAll end its writes
 	defer out.finish()
-	if err := s.beginStream(out, r); err != nil {
+	s.writing(true)
+	err := out.writeHeaders(r, endsWithConnection(r)) // the stream never finishes
+	s.writing(false)
+	if err != nil {
 		return s.endFor(err)
+	}
+	if out.noDeadline && s.b.writeTimeout() > 0 {
+		s.b.warnOfNoDeadline(out.w)
 	}
 	if r.ProtoMajor != 1 {
 		s.signal = make(chan struct{}, 1)
-		return s.deliver(ctx, nil, again, out.sendFrames)
+		return s.deliver(out.ctx, nil, again, out.sendFrames)
 	}
 	s.conn = &conn{source: s, queue: s.b.conns, out: out, turns: make(chan turn, 1)}
-	defer s.endWith(ctx)()
+	defer s.endWith(out.ctx)()
 	s.b.conns.push(s.conn)
 	return s.endFor(s.conn.stayWith())
 }
@@ -1849,17 +1862,6 @@ func (s *subscriber) endWith(ctx context.Context) (stop func() bool) {
 		defer s.b.unlock()
 		s.b.endLocked(s, leftError(ctx))
 	})
-}
-
-// beginStream writes the headers.
-func (s *subscriber) beginStream(out *Writer, r *http.Request) error {
-	s.writing(true)
-	defer s.writing(false)
-	err := out.writeHeaders(r, endsWithConnection(r)) // it never finishes
-	if err == nil && out.noDeadline && s.b.writeTimeout() > 0 {
-		s.b.warnOfNoDeadline(out.w)
-	}
-	return err
 }
 
 func (b *Broker) warnOfNoDeadline(w http.ResponseWriter) {
