@@ -1405,8 +1405,8 @@ func (b *Broker) limitPinnedLocked() {
 		for _, s := range pinned[f] {
 			b.endLocked(s, errHoldsTooMuch)
 			b.releaseHeldLocked(s)
+			go s.cutOff()
 		}
-		go cutAll(pinned[f])
 	}
 }
 
@@ -1834,7 +1834,7 @@ func (s *subscriber) leaveAndLog(r *http.Request, reason error) {
 func (s *subscriber) stream(w http.ResponseWriter, r *http.Request) error {
 	out := newWriter(w, r, s.b.WriteTimeout)
 	out.source = s
-	s.setCut(out.cut) // lets cutAll end its writes
+	s.setCut(out.cut) // lets cutOff end its writes
 	defer out.finish()
 	s.writing(true)
 	err := out.writeHeaders(r, endsWithConnection(r)) // the stream never finishes
@@ -1918,14 +1918,13 @@ func (s *subscriber) setCut(cut func()) {
 	}
 }
 
-// cutAll ends the writes to these clients.
-func cutAll(clients []*subscriber) {
-	for _, s := range clients {
-		s.cutting.Lock()
-		if s.cut != nil {
-			s.cut()
-		}
-		s.cutting.Unlock()
+// cutOff ends a write to the client. It has a goroutine of its own, because it may block:
+// a program's ResponseWriter may guard its methods by one lock.
+func (s *subscriber) cutOff() {
+	s.cutting.Lock()
+	defer s.cutting.Unlock()
+	if s.cut != nil {
+		s.guard("a ResponseWriter", s.cut)
 	}
 }
 
@@ -2061,7 +2060,12 @@ func (b *Broker) sweep() {
 		b.sweeper.Reset(period)
 	}
 	b.unlock()
-	cutAll(late)
+	for _, s := range late {
+		if s.cutting.TryLock() { // or an earlier cut is under way
+			s.cutting.Unlock()
+			go s.cutOff()
+		}
+	}
 }
 
 var errTooOld = errors.New("sse: stream has reached MaxAge")
@@ -2173,7 +2177,9 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 	if len(left) == 0 { // the last one went at that moment
 		return nil
 	}
-	cutAll(left)
+	for _, s := range left {
+		go s.cutOff()
+	}
 	return context.Cause(ctx)
 }
 

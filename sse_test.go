@@ -8966,7 +8966,7 @@ func TestPanicOfANetConnCostsOneClient(t *testing.T) {
 		ended := make(chan error, 2)
 		s.serve(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/bad" {
-				w = badHijacker{w}
+				w = connHijacker{w, func(c net.Conn) net.Conn { return badConn{c} }}
 			}
 			b.Detach(w, r, func(err error) { ended <- err })
 		})
@@ -8987,23 +8987,133 @@ func TestPanicOfANetConnCostsOneClient(t *testing.T) {
 	})
 }
 
-// A badHijacker has its connection hijacked in the form of a badConn, which panics as an
-// event is written.
-type (
-	badHijacker struct{ http.ResponseWriter }
-	badConn     struct{ net.Conn }
-)
-
-func (h badHijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	conn, rw, err := http.NewResponseController(h.ResponseWriter).Hijack()
-	return badConn{conn}, rw, err
+// Nor does what such a net.Conn or ResponseWriter does as it is closed or cut off.
+func TestPanicAsAClientIsCutOff(t *testing.T) {
+	run := func(name string, serve func(b *Broker, w http.ResponseWriter, r *http.Request, done func(error))) {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log bytes.Buffer
+				b := &Broker{Logger: slog.New(slog.NewTextHandler(&log, nil))}
+				s := newPipeServer(t, &http.Server{})
+				ended := make(chan error, 2)
+				s.serve(func(w http.ResponseWriter, r *http.Request) {
+					if r.URL.Path == "/" {
+						b.Serve(w, r)
+						return
+					}
+					serve(b, w, r, func(err error) { ended <- err })
+				})
+				bad, good := s.get("/bad", ""), s.get("/", "")
+				good.want("")
+				bad.want("")
+				bad.stall(true)
+				b.Publish(Event{Data: "1"})
+				good.want("1")
+				time.Sleep(time.Minute)
+				bad.close() // since the cut came to nothing
+				if err := <-ended; !errors.Is(err, ErrTooSlow) {
+					t.Errorf("got %v, want %v", err, ErrTooSlow)
+				}
+				if got := log.String(); !strings.Contains(got, "panic") {
+					t.Errorf("log: got %q", got)
+				}
+				b.Publish(Event{Data: "2"})
+				good.want("2")
+				if err := b.Shutdown(t.Context()); err != nil {
+					t.Errorf("Shutdown: %v", err)
+				}
+				checkInvariants(t, b)
+			})
+		})
+	}
+	run("Serve", func(b *Broker, w http.ResponseWriter, r *http.Request, done func(error)) {
+		done(b.Serve(cutHook{wireMiddleware{w}, func() { panic("SetWriteDeadline") }}, r))
+	})
+	run("Detach", func(b *Broker, w http.ResponseWriter, r *http.Request, done func(error)) {
+		b.Detach(connHijacker{w, func(c net.Conn) net.Conn { return badlyClosedConn{c} }}, r, done)
+	})
 }
+
+// A cutHook calls cut before a write is cut off.
+type cutHook struct {
+	wireMiddleware
+	cut func()
+}
+
+func (w cutHook) SetWriteDeadline(at time.Time) error {
+	if at.Equal(time.Unix(1, 0)) {
+		w.cut()
+	}
+	return http.NewResponseController(w.ResponseWriter).SetWriteDeadline(at)
+}
+
+// A client whose ResponseWriter blocks as it is cut off, because it has one lock for all
+// of its methods, keeps no others from being cut off.
+func TestCutThatBlocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{}
+		release := make(chan struct{})
+		var cuts atomic.Int32
+		s := newPipeServer(t, &http.Server{})
+		ended := make(chan error, 5)
+		s.serve(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/bad" {
+				w = cutHook{wireMiddleware{w}, func() { cuts.Add(1); <-release }}
+			}
+			ended <- b.Serve(w, r)
+		})
+		for _, path := range []string{"/", "/bad", "/", "/bad", "/"} {
+			c := s.get(path, "")
+			c.want("")
+			c.stall(true)
+		}
+		b.Publish(Event{Data: "1"})
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if got := b.Stats().Clients; got != 2 || cuts.Load() != 2 {
+			t.Errorf("got %d clients and %d cuts, want the two whose cuts block, once each", got, cuts.Load())
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := b.Shutdown(ctx); err != context.DeadlineExceeded {
+			t.Errorf("Shutdown: got %v, want %v", err, context.DeadlineExceeded)
+		}
+		close(release)
+		for range 5 {
+			if err := <-ended; !errors.Is(err, ErrTooSlow) {
+				t.Errorf("got %v, want %v", err, ErrTooSlow)
+			}
+		}
+	})
+}
+
+// A connHijacker has its connection hijacked as what wrap makes of it.
+type connHijacker struct {
+	http.ResponseWriter
+	wrap func(net.Conn) net.Conn
+}
+
+func (h connHijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := http.NewResponseController(h.ResponseWriter).Hijack()
+	return h.wrap(conn), rw, err
+}
+
+// A badConn panics as an event is written.
+type badConn struct{ net.Conn }
 
 func (c badConn) Write(p []byte) (int, error) {
 	if bytes.Contains(p, []byte("data: ")) {
 		panic("Write")
 	}
 	return c.Conn.Write(p)
+}
+
+// A badlyClosedConn panics as it is closed.
+type badlyClosedConn struct{ net.Conn }
+
+func (c badlyClosedConn) Close() error {
+	c.Conn.Close()
+	panic("Close")
 }
 
 // A context that has ended is looked at before anything is sent, although workers

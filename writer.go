@@ -661,7 +661,7 @@ func (c *conn) attend(t turn) {
 			c.close(err)
 		}
 	}()
-	c.source.guard("CatchUp", func() {
+	c.source.guard("CatchUp or a net.Conn", func() {
 		if t.err == nil {
 			t.err = c.look()
 		}
@@ -776,10 +776,12 @@ func getOption[FD ~int | ~uintptr](f func(FD, int, int) (int, error), fd uintptr
 
 // close closes the connection, whose stream has ended for this reason.
 func (c *conn) close(reason error) {
-	if errors.Is(reason, ErrTooSlow) || reason == errSilent {
-		c.breakOff()
-	}
-	c.conn.Close()
+	c.source.guard("a net.Conn", func() {
+		if errors.Is(reason, ErrTooSlow) || reason == errSilent {
+			c.breakOff()
+		}
+		c.conn.Close()
+	})
 	c.source.finished(reason)
 }
 

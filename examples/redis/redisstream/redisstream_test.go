@@ -658,7 +658,7 @@ func TestKeysHaveTheSameValuesOnEveryNode(t *testing.T) {
 	before := a.broker.LastEventID()
 	first := set(t, a, "x", sse.Event{Type: "price", Data: "1"}, "prices")
 	two := set(t, b, "y", sse.Event{Type: "price", Data: "two\nlines", Retry: 2 * time.Second}, "prices", "other")
-	two.Retry = 0 // it is no part of what a client gets as the event
+	two.Retry = 0                  // it is no part of what a client gets as the event
 	wantEvents(t, atB, first, two) // before they are replaced
 	three := set(t, a, "x", sse.Event{Data: "3"}, "prices")
 	four := publishedNow(t, a, "an event", "prices")
