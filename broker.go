@@ -1601,7 +1601,12 @@ func (s *subscriber) goOn(since uint64, upTo, lastID string, yielded bool) []*fr
 	}
 	s.cursor, s.lastSeq = since, since-1
 	b.checkLostLocked(s)
-	if v := s.valuesFrom(s.cursor).pop(s.cursor); v != nil && v.seq < b.log.tail {
+	values := s.valuesFrom(s.cursor)
+	v := values.pop(s.cursor)
+	for v != nil && !s.wants(v) { // it was replaced
+		v = values.pop(s.cursor)
+	}
+	if v != nil && v.seq < b.log.tail {
 		b.loseLocked(s) // CatchUp may have yielded the value, and others after it
 	}
 	switch {

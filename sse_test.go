@@ -5708,6 +5708,27 @@ func TestCatchUpIsAskedAgainForKeptValues(t *testing.T) {
 	}
 }
 
+// It is not called again for a value that left the history and was replaced by one that is
+// still there.
+func TestCatchUpIsNotAskedAgainForReplacedValues(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &Broker{History: 1}
+		calls := controlCatchUp(b)
+		loop := followBroker(t, b, "")
+		call := <-calls
+		set(t, b, "", "a=1")
+		for range 1000 {
+			b.Publish(Event{Data: "x"}, "other")
+		}
+		set(t, b, "", "b=1", "c=1", "a=2") // b and c, or all replaced values were forgotten
+		close(call.events)
+		loop.want("b=1 c=1 a=2")
+		if got := b.Stats().Gaps; got != 0 {
+			t.Errorf("got %d gaps, want none", got)
+		}
+	})
+}
+
 // Large values count against what slow clients may keep from being freed once they were
 // replaced, and not before.
 func TestSlowClientsOfLargeValues(t *testing.T) {
