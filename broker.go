@@ -147,7 +147,7 @@ type Broker struct {
 	announced  uint64            // the first frame that waiting subscribers were not woken for
 	announcing bool              // whether a goroutine runs announceLocked
 	walked     uint              // subscribers that walkLocked has met
-	woken      []chan struct{}   // signals for unlock to give
+	woken      []chan struct{}   // signals for unlock to send
 	conns      *connQueue        // clients without a signal that have something to be sent
 	sweeper    *time.Timer       // runs sweep; stopped if there are no subscribers
 	stats      Stats             // the totals
@@ -190,18 +190,18 @@ func (b *Broker) lock() {
 	b.sweeper.Stop()
 }
 
-// unlock unlocks mu and gives the signals that were collected while it was held:
+// unlock unlocks mu and sends the signals that were collected while it was held:
 // a goroutine that is woken earlier would only wait for mu.
 func (b *Broker) unlock() {
 	if len(b.woken) == 0 {
 		b.mu.Unlock()
 		return
 	}
-	b.unlockAndGive()
+	b.unlockAndSignal()
 }
 
-// unlockAndGive is not part of unlock because it needs more stack.
-func (b *Broker) unlockAndGive() {
+// unlockAndSignal is not part of unlock because it needs more stack.
+func (b *Broker) unlockAndSignal() {
 	var few [signalsAtOnce]chan struct{}
 	all := b.woken
 	woken := all
@@ -213,15 +213,7 @@ func (b *Broker) unlockAndGive() {
 	}
 	b.mu.Unlock()
 	for _, signal := range woken {
-		give(signal)
-	}
-}
-
-// give adds a token to the signal, unless there is one already.
-func give(signal chan struct{}) {
-	select {
-	case signal <- struct{}{}:
-	default:
+		signal <- struct{}{} // which has room: there is one for each time that its subscriber waits
 	}
 }
 
@@ -280,7 +272,7 @@ func (b *Broker) Remove(key string, ev Event, topics ...string) (id string, err 
 //	announceLocked     finds those who wait for it, by walkLocked
 //	wakeLocked         notes their signals, or puts their connections in the queue, by
 //	                   connQueue.push in writer.go
-//	unlock             gives the signals
+//	unlock             sends the signals
 //
 // A worker takes a connection from the queue, that of a detached client or that of a
 // handler over HTTP/1.x:
@@ -856,7 +848,7 @@ func (m *members) remove(s *subscriber, nth int) {
 //	┌─────────┐ ──────────────────────► ┌─────────┐
 //	│ reading │                         │ waiting │
 //	└─────────┘ ◄────────────────────── └─────────┘
-//	     │        wakeLocked, or next
+//	     │        wakeLocked
 //	     │ next says last
 //	     ▼
 //	   ended
@@ -872,7 +864,7 @@ func (m *members) remove(s *subscriber, nth int) {
 //     end. A subscriber with a signal waits already while deliver sends the batch.
 //  4. Only next sets waiting. Only a subscriber that waits is woken: the connection
 //     of another would get a second owner.
-//  5. Whoever clears waiting, other than next and leave, wakes the subscriber once: by
+//  5. Whoever clears waiting, other than leave, wakes the subscriber once: by
 //     a token for its signal, or by a place in the queue for its connection. The
 //     connection of a subscriber that waits has no owner; any other has one: the
 //     queue, a worker, the handler, or a goroutine in attend.
@@ -896,20 +888,21 @@ type subscriber struct {
 	done   func(error) // given to Detach; nil if the client was not detached
 
 	// Guarded by mu.
-	joined  uint64   // the newest frame when it came
-	expires uint64   // the round in which it is too old; 0: never
-	indexes []int    // index in members of each topic, and in Broker.subs
-	cursor  uint64   // the first frame it has not considered
-	state   uint64   // up to this frame, only values of keys are for it
-	owedEnd bool     // all topics had ended when it came
-	waiting bool     // for a frame, an end, or a reason to say something
-	lost    bool     // what comes after lastID is not in the log
-	idle    bool     // a keep-alive is due
-	opening []*frame // what next returns first: reconnection time and ID, detached with the headers
-	held    *frame   // the large frame that it is being sent, if any
-	end     error    // why the stream is over
-	got     uint64   // the round in which it received something last
-	cancel  context.CancelFunc
+	joined  uint64             // the newest frame when it came
+	expires uint64             // the round in which it is too old; 0: never
+	indexes []int              // index in members of each topic, and in Broker.subs
+	cursor  uint64             // the first frame it has not considered
+	state   uint64             // up to this frame, only values of keys are for it
+	owedEnd bool               // all topics had ended when it came
+	waiting bool               // for a frame, an end, or a reason to say something
+	lost    bool               // what comes after lastID is not in the log
+	idle    bool               // a keep-alive is due
+	opening []*frame           // what next returns first: reconnection time and ID, detached with the headers
+	held    *frame             // the large frame that it is being sent, if any
+	end     error              // why the stream is over
+	got     uint64             // the round in which it received something last
+	isCut   bool               // a write that is under way is to be ended
+	cancel  context.CancelFunc // of a running CatchUp
 
 	lastID  string // ID of the last event it received, or what it came with
 	echo    bool   // lastID may be repeated to it: the log knew it, or it came in the header
@@ -1125,14 +1118,6 @@ func topicNames(topics []*topic) []string {
 	return names
 }
 
-// waitLocked makes s, which has considered the whole log, wait.
-func (b *Broker) waitLocked(s *subscriber) {
-	s.waiting = true
-	for _, t := range s.topics {
-		t.caughtUp++
-	}
-}
-
 // stopWaitingLocked makes s read on, if it waits. Invariant 2 lets its cursor skip to
 // announced.
 func (b *Broker) stopWaitingLocked(s *subscriber) {
@@ -1222,7 +1207,6 @@ func (s *subscriber) next(batch []*frame) ([]*frame, step) {
 	b.lock()
 	defer b.unlock()
 	b.releaseHeldLocked(s)
-	b.stopWaitingLocked(s)
 	clear(batch)
 	batch = append(batch[:0], s.opening...)
 	s.opening = nil
@@ -1262,7 +1246,10 @@ func (s *subscriber) next(batch []*frame) ([]*frame, step) {
 	if len(batch) > 0 && (s.signal == nil || s.held != nil) {
 		return batch, again
 	}
-	b.waitLocked(s)
+	s.waiting = true
+	for _, t := range s.topics {
+		t.caughtUp++
+	}
 	return batch, wait
 }
 
@@ -1350,10 +1337,10 @@ func (b *Broker) receivedLocked(s *subscriber, batch []*frame) {
 		return
 	}
 	s.idle, s.got = false, b.round.Load()
-	var newest *frame // with an ID
 	for _, f := range batch {
 		if f.id != "" {
-			newest = f
+			s.lastID, s.echo = f.id, true
+			s.lastSeq = max(s.lastSeq, f.seq)
 		}
 		if !f.mark {
 			b.stats.Delivered++
@@ -1361,10 +1348,6 @@ func (b *Broker) receivedLocked(s *subscriber, batch []*frame) {
 		if f.seq > 0 && f.seq <= s.joined {
 			b.stats.Replayed++
 		}
-	}
-	if newest != nil {
-		s.lastID, s.echo = newest.id, true
-		s.lastSeq = max(s.lastSeq, newest.seq)
 	}
 }
 
@@ -1403,9 +1386,8 @@ func (b *Broker) limitPinnedLocked() {
 		}
 		size -= f.size
 		for _, s := range pinned[f] {
-			b.endLocked(s, errHoldsTooMuch)
+			b.cutOffLocked(s, errHoldsTooMuch)
 			b.releaseHeldLocked(s)
-			go s.cutOff()
 		}
 	}
 }
@@ -1505,7 +1487,7 @@ func (s *subscriber) deliver(ctx context.Context, batch []*frame, then step, sen
 				return nil
 			}
 			batch = nil
-			<-s.signal // which unlock gives, after wakeLocked
+			<-s.signal // which unlock sends, after wakeLocked
 		}
 		if ctx.Err() != nil {
 			s.endFor(leftError(ctx))
@@ -1908,19 +1890,18 @@ func (b *Broker) guard(what string, f func()) {
 // errPanic is the reason for a stream that a panic or runtime.Goexit ended.
 var errPanic = errors.New("sse: stream ended by a panic")
 
-// setCut sets what ends a write to the client, or nil before the handler returns,
-// after which net/http must not be called. If Shutdown has looked for it before, it
-// is called at once.
-func (s *subscriber) setCut(cut func()) {
-	s.cutting.Lock()
-	defer s.cutting.Unlock()
-	s.cut = cut
-	s.b.lock()
-	tooLate := s.end == errCut
-	s.b.unlock()
-	if tooLate && cut != nil {
-		cut()
+// cutOffLocked ends the stream of s for this reason, unless it has ended for another one,
+// and a write that is under way.
+func (b *Broker) cutOffLocked(s *subscriber, reason error) {
+	b.endLocked(s, reason)
+	if s.isCut {
+		if !s.cutting.TryLock() { // mu is held already, but this does not wait
+			return // the last cut is still under way
+		}
+		s.cutting.Unlock()
 	}
+	s.isCut = true
+	go s.cutOff()
 }
 
 // cutOff ends a write to the client. It has a goroutine of its own, because it may block:
@@ -1930,6 +1911,26 @@ func (s *subscriber) cutOff() {
 	defer s.cutting.Unlock()
 	if s.cut != nil {
 		s.guard("a ResponseWriter", s.cut)
+	}
+}
+
+// setCut sets what ends a write to the client, or nil before the handler returns, after
+// which net/http must not be called. If s is cut off, cutOff may have come before that,
+// or be about to come after it, so setCut calls it as well.
+func (s *subscriber) setCut(cut func()) {
+	s.cutting.Lock()
+	defer s.cutting.Unlock()
+	s.b.lock()
+	isCut := s.isCut
+	s.b.unlock()
+	if cut != nil {
+		s.cut = cut
+	}
+	if isCut && s.cut != nil {
+		s.guard("a ResponseWriter", s.cut)
+	}
+	if cut == nil {
+		s.cut = nil
 	}
 }
 
@@ -2036,26 +2037,30 @@ func (b *Broker) keepAlive() time.Duration    { return cmp.Or(b.KeepAlive, defau
 func (b *Broker) writeTimeout() time.Duration { return cmp.Or(b.WriteTimeout, defaultWriteTimeout) }
 
 func (b *Broker) sweep() {
-	var late []*subscriber
-	keepAlive, period := b.keepAlive(), b.sweepPeriod()
+	keepAlive, writeTimeout, period := b.keepAlive(), b.writeTimeout(), b.sweepPeriod()
+	rounds := func(d time.Duration) uint64 { return uint64((d + period - 1) / period) }
 	b.lock()
-	b.round.Add(1)
+	defer b.unlock()
+	round := b.round.Add(1)
 	b.walkLocked(&b.subs, true, func(s *subscriber) bool {
+		began := s.began.Load()
 		switch {
-		case s.end == nil && s.expires > 0 && b.round.Load() >= s.expires && s.cancel == nil:
+		case s.end == nil && s.expires > 0 && round >= s.expires && s.cancel == nil:
 			b.endLocked(s, errTooOld)
-		case b.isLate(s):
-			b.endLocked(s, errWriteTimeout) // or it is ended already and was cut off
-			late = append(late, s)
+		case began > 0 && writeTimeout > 0 && round >= began+rounds(writeTimeout):
+			b.cutOffLocked(s, errWriteTimeout)
+		case began > 0 && s.isCut:
+			// Over TLS, crypto/tls tries for five seconds more to send its close_notify.
+			b.cutOffLocked(s, s.end)
 		case s.waiting:
-			silent := b.round.Load() - s.got
+			silent := round - s.got
 			s.idle = s.client && keepAlive > 0 && silent >= uint64(keepAlive/period)
 			if s.done != nil {
 				s.conn.suspect = s.idle // a worker then looks whether it has left
 			}
 			// A detached client is also woken to look whether its system answers. It takes
 			// Linux some 600 ms to send twice again what was not confirmed.
-			if s.idle || s.done != nil && silent == uint64(max(b.writeTimeout(), time.Second, period)/period) {
+			if s.idle || s.done != nil && silent == uint64(max(writeTimeout, time.Second, period)/period) {
 				b.wakeLocked(s)
 			}
 		}
@@ -2064,28 +2069,11 @@ func (b *Broker) sweep() {
 	if len(b.subs) > 0 {
 		b.sweeper.Reset(period)
 	}
-	b.unlock()
-	for _, s := range late {
-		if s.cutting.TryLock() { // or an earlier cut is under way
-			s.cutting.Unlock()
-			go s.cutOff()
-		}
-	}
 }
 
 var errTooOld = errors.New("sse: stream has reached MaxAge")
 
 var errWriteTimeout = fmt.Errorf("%w: a write took longer than WriteTimeout", ErrTooSlow)
-
-// isLate reports whether a write to s has been under way for WriteTimeout, or for
-// longer than the cut that was to end it: over TLS, crypto/tls then tries for five
-// seconds more to send its close_notify, until it is cut again.
-func (b *Broker) isLate(s *subscriber) bool {
-	timeout, period, began := b.writeTimeout(), b.sweepPeriod(), s.began.Load()
-	wasCut := s.end == errCut || errors.Is(s.end, ErrTooSlow)
-	rounds := uint64((timeout + period - 1) / period)
-	return began > 0 && (wasCut || timeout > 0 && b.round.Load() >= began+rounds)
-}
 
 // ----- In-process -----
 
@@ -2172,18 +2160,13 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 	}
-	var left []*subscriber
 	b.lock()
-	for _, m := range b.subs {
-		b.endLocked(m.sub, errCut)
-		left = append(left, m.sub)
-	}
-	b.unlock()
-	if len(left) == 0 { // the last one went at that moment
+	defer b.unlock()
+	if len(b.subs) == 0 { // the last one went at that moment
 		return nil
 	}
-	for _, s := range left {
-		go s.cutOff()
+	for _, m := range b.subs {
+		b.cutOffLocked(m.sub, errCut)
 	}
 	return context.Cause(ctx)
 }
