@@ -44,7 +44,8 @@ type Broker struct {
 	// History is the number of events kept, of all topics together, for clients that
 	// reconnect, ask for Earliest, or come to a topic that has ended. If 0, it is
 	// 10,000. If negative, none are kept: events are assigned no IDs, and, without
-	// CatchUp, a client that reconnects begins as one without a last event ID.
+	// CatchUp, a client that reconnects begins as one without a last event ID. For
+	// clients that are behind, some 256 events stay in memory in any case.
 	History int
 
 	// HistoryAge is how long an event, even the newest, is kept for these clients. If
@@ -78,8 +79,9 @@ type Broker struct {
 	// 0, it is 10 seconds; if negative, there is no limit.
 	WriteTimeout time.Duration
 
-	// MaxAge is how long a client's stream may last, less a random part of up to a
-	// tenth, so that clients do not all reconnect at once. The client reconnects
+	// MaxAge is how long a client's stream may last, give or take an eighth: a random
+	// part of up to a tenth is taken off, so that clients do not all reconnect at once,
+	// and streams end only when the Broker looks at all of them. The client reconnects
 	// through the handler, which can authorize it again, and misses nothing. A stream
 	// does not end while CatchUp runs. If 0 or negative, there is no limit.
 	MaxAge time.Duration
@@ -220,14 +222,16 @@ func (b *Broker) unlockAndSignal() {
 // Publish sends ev to every subscriber of the topics and keeps it in the history. A
 // subscriber of several of the topics receives the event once. Publish waits for no
 // client. A client that falls behind catches up from the history. The time that
-// Publish takes does not depend on the number of subscribers, with one exception: if
-// the whole history is replaced before all of them are woken, one call wakes the rest.
+// Publish takes does not depend on the number of subscribers, with two exceptions: if
+// the whole history is replaced before all of them are woken, one call wakes the rest;
+// and a call looks at all of them if it evicts the end of a topic, or an event of more
+// than 64 KiB that a client is still receiving.
 //
 //	id, err := broker.Publish(sse.Event{Data: "hello"}, "room/42")
 //
 // Publish returns the event's ID. If ev.ID is empty and the Broker keeps a history,
 // Publish assigns an ID: a random prefix and a counter in base 36. If an event of any
-// topic in the history has the ID ev.ID, or the newest evicted event had it, Publish
+// topic in memory has the ID ev.ID, or the newest evicted event had it, Publish
 // returns ev.ID and [ErrDuplicateID], so it is safe to publish an event again.
 // Publish returns [ErrEnded] if one of the topics has ended, [ErrClosed] after
 // Shutdown, and the error of [Event.AppendText] if ev cannot be sent. If Publish
@@ -585,6 +589,24 @@ func (l *eventLog) replayFrom(now time.Time) uint64 {
 	}))
 }
 
+// noEventBetween reports whether no event lies between the position seq and the frame
+// numbered first, which replayFrom returned. There may be ends, which have no ID.
+func (l *eventLog) noEventBetween(seq, first uint64) bool {
+	return seq+1 >= first || seq+1 >= l.tail && l.eventsBefore(seq+1) == l.eventsBefore(first)
+}
+
+// eventsBefore returns the number of events published before the frame numbered seq,
+// which is in the log or the next.
+func (l *eventLog) eventsBefore(seq uint64) uint64 {
+	switch {
+	case seq > l.head:
+		return l.events
+	case l.at(seq).endsTopics:
+		return l.at(seq).events
+	}
+	return l.at(seq).events - 1
+}
+
 // appendLocked appends f, which has its ID, to the log and calls change with it. Then
 // it evicts what is beyond the limits, and wakes those who wait for f.
 //
@@ -638,6 +660,11 @@ func (b *Broker) evictLocked() {
 		case f.endsTopics:
 			b.loseValuesLocked(t)
 			b.forgetKeysLocked(t)
+			for _, m := range t.members {
+				if s := m.sub; s.joined >= t.ended && !s.owedEnd && s.hasEnded() {
+					s.oweEnd()
+				}
+			}
 			t.forgetEnd(b.log.tail)
 		case !f.keyed: // else it is in t.values
 			t.evicted = f.seq
@@ -686,7 +713,7 @@ type topic struct {
 	ended            uint64 // number of the end's frame; 0: it has not ended
 
 	// Once it has ended, owed is the number of members that are to be told: those who
-	// came before the end, and those who came when all their topics had ended.
+	// came before the end, and those for which oweEnd was called.
 	owed int
 
 	// The newest value of each key, in the log or not, and the same in order. A
@@ -815,6 +842,17 @@ func (s *subscriber) hasEnded() bool {
 	return !slices.ContainsFunc(s.topics, func(t *topic) bool { return t.ended == 0 })
 }
 
+// oweEnd notes that s, all of whose topics have ended, is to be told so even if they are
+// forgotten meanwhile.
+func (s *subscriber) oweEnd() {
+	s.owedEnd = true
+	for _, t := range s.topics {
+		if s.joined >= t.ended { // or s is counted already
+			t.owed++
+		}
+	}
+}
+
 // Members are subscribers in the order in which they came. When one leaves, the last
 // one takes its place. They are woken from the last to the first. A random order would
 // cost CPU: over HTTP/2, net/http merges what the streams of one connection write, if
@@ -893,7 +931,7 @@ type subscriber struct {
 	indexes []int              // index in members of each topic, and in Broker.subs
 	cursor  uint64             // the first frame it has not considered
 	state   uint64             // up to this frame, only values of keys are for it
-	owedEnd bool               // all topics had ended when it came
+	owedEnd bool               // oweEnd was called: all topics have ended
 	waiting bool               // for a frame, an end, or a reason to say something
 	lost    bool               // what comes after lastID is not in the log
 	idle    bool               // a keep-alive is due
@@ -970,10 +1008,8 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) error {
 			s.expires = s.got + uint64(life/b.sweepPeriod()) + 1
 		}
 	}
-	if s.owedEnd = s.hasEnded(); s.owedEnd {
-		for _, t := range s.topics {
-			t.owed++
-		}
+	if s.joined = b.log.head; s.hasEnded() {
+		s.oweEnd()
 	}
 	b.setCursorLocked(s, lastID, seq, known)
 	if len(b.subs) == 1 {
@@ -998,7 +1034,7 @@ func (b *Broker) replayLocked(s *subscriber, first uint64) (id string) {
 // not known, it is lost: next then asks CatchUp, or tells the client of a gap.
 func (b *Broker) setCursorLocked(s *subscriber, lastID string, seq uint64, known bool) {
 	head := b.log.head
-	s.lastID, s.lastSeq, s.joined, s.cursor = lastID, head, head, head+1
+	s.lastID, s.lastSeq, s.cursor = lastID, head, head+1
 	first := b.log.replayFrom(time.Now())
 	if lastID == Earliest && b.log.history < 0 {
 		lastID, s.lastID = "", ""
@@ -1010,7 +1046,7 @@ func (b *Broker) setCursorLocked(s *subscriber, lastID string, seq uint64, known
 	case lastID == "" && b.CatchUp != nil:
 		// CatchUp tells a newcomer the state. That is no gap.
 		s.lost = true
-	case known && seq+1 >= first:
+	case known && b.log.noEventBetween(seq, first):
 		s.cursor, s.lastSeq = seq+1, seq
 	case lastID != "" && (b.log.history >= 0 || b.CatchUp != nil):
 		s.cursor = first
@@ -1624,7 +1660,8 @@ func (s *subscriber) goOn(since uint64, upTo, lastID string, yielded bool) []*fr
 // when the client leaves.
 //
 // Over HTTP/1.x, other goroutines call w's Write and Flush, one at a time, while Serve
-// blocks. If they panic, Serve panics with the same value.
+// blocks. If they panic, Serve panics with the same value. SetWriteDeadline may be called
+// during a Write, to end it.
 //
 // To save writes, the response to a GET over HTTP/1.1 is not chunked and ends with
 // its connection. Only a stream with the event "end" is complete.
@@ -2179,7 +2216,7 @@ type Stats struct {
 	// Clients is the number of clients, Subscribers that of loops over Subscribe only.
 	Clients, Subscribers int
 
-	// Topics is the number of topics with a subscriber, an event in the history or a key.
+	// Topics is the number of topics with a subscriber, an event in memory or a key.
 	Topics int
 
 	// Keys is the number of values kept, one for each key and topic.
@@ -2188,8 +2225,9 @@ type Stats struct {
 	// Published is the number of events published.
 	Published int64
 
-	// Delivered is the number of events sent to clients and yielded to loops, counted
-	// for each of them, even if a client did not read them.
+	// Delivered is the number of events taken from the history or CatchUp for clients
+	// and loops, counted for each of them, even if a client or loop ends before it has
+	// them all.
 	Delivered int64
 
 	// Replayed is the part of Delivered that was published before the subscriber came.

@@ -92,7 +92,6 @@ import (
 	"log/slog"
 	"math"
 	"math/rand/v2"
-	"mime"
 	"net/http"
 	"net/url"
 	"os"
@@ -294,9 +293,10 @@ type Client struct {
 //
 // Waiting: a connection is healthy if it brought an event, or lasted longer than the
 // wait before it. After a healthy connection, the wait is the reconnection time that
-// the stream set last, or else Retry. After any other, it is a random time between w
-// and 2w. At the first failure in a row, w is the reconnection time; it doubles with
-// each further one, up to half of MaxWait. A Retry-After header sets a minimum.
+// the stream set last (0 is none), or else Retry. After any other, it is a random time
+// between w and 2w. At the first failure in a row, w is the reconnection time; it
+// doubles with each further one, up to half of MaxWait. A Retry-After header sets a
+// minimum.
 //
 // The Client reconnects if a connection fails, the first one included, if the stream
 // ends or cannot be read, after ReadTimeout, and after status 408, 425, 429 or 5xx.
@@ -481,8 +481,8 @@ func (l *clientLoop) connect(req *http.Request) (healthy bool, err error) {
 }
 
 func isEventStream(resp *http.Response) bool {
-	mediaType, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")) // parameters do not matter
-	return resp.StatusCode == http.StatusOK && mediaType == "text/event-stream"
+	mediaType, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";") // parameters do not matter
+	return resp.StatusCode == http.StatusOK && strings.EqualFold(strings.TrimSpace(mediaType), "text/event-stream")
 }
 
 // A watchedReader reads from a body whose request has the context ctx. The timer

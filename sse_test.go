@@ -1484,7 +1484,7 @@ func TestClientRequests(t *testing.T) {
 				w.WriteHeader(http.StatusNoContent)
 				return
 			}
-			w.Header().Set("Content-Type", "text/event-stream;charset=utf-8")
+			w.Header().Set("Content-Type", "Text/Event-Stream ;charset=utf-8; charset=UTF-8")
 			w.Header().Set("Content-Encoding", "gzip")
 			out := gzip.NewWriter(w)
 			io.WriteString(out, "id: 1\n")
@@ -5706,6 +5706,82 @@ func TestCatchUpIsAskedAgainForKeptValues(t *testing.T) {
 			loop.want(want)
 		})
 	}
+}
+
+// An end has no ID of its own, and is nothing to miss: a client that has the event before
+// it has no gap.
+func TestEndsBehindTheLastEventAreNoGap(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		broker *Broker
+		behind func(*Broker) // behind the end
+		want   string
+	}{
+		{"nothing more", &Broker{History: 1}, func(*Broker) {}, ""},
+		{"one event more", &Broker{History: 1}, func(b *Broker) { b.Publish(Event{Data: "2"}) }, "2"},
+		{"another end", &Broker{History: 1}, func(b *Broker) { b.End("job 2"); b.Publish(Event{Data: "2"}) }, "2"},
+		{"both expired", &Broker{HistoryAge: time.Minute}, func(*Broker) { time.Sleep(time.Hour) }, ""},
+		{"evicted", &Broker{History: 1}, func(b *Broker) {
+			for i := range 1000 {
+				b.End(fmt.Sprint("job ", i))
+			}
+			b.Publish(Event{Data: "2"})
+		}, "2"},
+		{"more than the history", &Broker{History: 1}, func(b *Broker) { b.Publish(Event{Data: "2"}); b.Publish(Event{Data: "3"}) }, "gap 3"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := test.broker
+				b.Publish(Event{Data: "1"})
+				b.End("job 1")
+				id := b.LastEventID()
+				test.behind(b)
+				var got []string
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				for ev, err := range b.Subscribe(ctx, id) {
+					if err == nil {
+						got = append(got, cmp.Or(ev.Type, ev.Data))
+					}
+				}
+				if got := strings.Join(got, " "); got != test.want {
+					t.Errorf("got %q, want %q", got, test.want)
+				}
+			})
+		})
+	}
+}
+
+// A slow subscriber all of whose topics have ended is told so, even if the ends that it has
+// not passed yet are evicted, and even if one of them was there before it came.
+func TestEndsThatAreEvictedBeforeTheyAreTold(t *testing.T) {
+	serveAndDetach(t, func(t *testing.T, serve serveFunc) {
+		b := &Broker{History: 1}
+		s := serve(t, b)
+		b.End("a")
+		c := s.get("/?topic=a&topic=b", "")
+		c.want("")
+		c.stall(true)
+		synctest.Wait()
+		b.Publish(Event{Data: "1"}, "b")
+		synctest.Wait()
+		b.End("b")
+		for i := range 300 {
+			b.End(fmt.Sprint("job ", i))
+		}
+		if _, err := b.Publish(Event{}, "a"); err != ErrEnded {
+			t.Errorf("Publish to a: got %v, want %v, as long as it is not told", err, ErrEnded)
+		}
+		checkInvariants(t, b)
+		c.stall(false)
+		c.want("1 ") // and the end
+		c.wantEnd()
+		synctest.Wait()
+		if _, err := b.Publish(Event{}, "a"); err != nil {
+			t.Errorf("Publish to the new topic a: %v", err)
+		}
+		checkInvariants(t, b)
+	})
 }
 
 // It is not called again for a value that left the history and was replaced by one that is

@@ -39,8 +39,9 @@ const (
 // A Writer writes an event stream to one client. Create one with [NewWriter].
 //
 // Its methods are safe for concurrent use by multiple goroutines. After a write has
-// failed, or the handler has returned, they write nothing and return an error. The
-// handler must not return while a method is running.
+// failed, or when the request's context is done, as it is once the handler has returned,
+// they write nothing and return an error. The handler must not return while a method is
+// running.
 type Writer struct {
 	// WriteTimeout is the time allowed for each write of up to 64 KiB. A client that
 	// exceeds it is disconnected. If 0, it is 10 seconds; if negative, there is no
