@@ -13293,7 +13293,7 @@ func (m *model) checkGap(c *modelClient, block pipeBlock) {
 		return
 	case !known:
 		m.errorf("%s was told of a gap, with the strange ID %q", c.name, block.ID)
-	case fresh && c.came != "" && c.came != Earliest && (!c.hi.known || m.places[c.came] < c.hi.first) && place <= m.afterEnds(c.hi.first):
+	case fresh && c.came != "" && c.came != Earliest && (!c.hi.known || c.hi.place < c.hi.first) && place <= m.afterEnds(c.hi.first):
 		if place < c.lo.first {
 			m.errorf("%s came with %q and was told of a gap that ends at %d, before the history, which begins at %d", c.name, c.came, place, c.lo.first)
 		}
