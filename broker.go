@@ -141,6 +141,9 @@ type Broker struct {
 	// client is written to or code of the program runs. Only conns, which is set once,
 	// has a lock of its own, which is taken after mu. A subscriber's cutting is taken
 	// before mu.
+	//
+	// Whenever mu is free, log.tail ≤ announced ≤ log.head+1, and there is nothing to be
+	// announced unless announcing is set. Without that, wake-ups would be lost.
 	mu         sync.Mutex
 	log        eventLog
 	topics     map[string]*topic // those that exist
@@ -281,7 +284,7 @@ func (b *Broker) Remove(key string, ev Event, topics ...string) (id string, err 
 // A worker takes a connection from the queue, that of a detached client or that of a
 // handler over HTTP/1.x:
 //
-//	worker.work        takes it
+//	worker.serveQueue        takes it
 //	worker.serve       calls next and sends what that returns
 //	next               decides what is sent, by readLogLocked
 //	Writer.sendFrames  writes that for the handler, by writePieces, and flushes it
@@ -289,7 +292,7 @@ func (b *Broker) Remove(key string, ev Event, topics ...string) (id string, err 
 //	conn.sendFrames    or writes it over TLS
 //
 // If the socket is full, CatchUp is asked or the stream has ended, another goroutine goes
-// on by deliver: the handler in conn.stayWith, or a new one in conn.attend.
+// on by deliver: the handler in conn.serveTurns, or a new one in conn.serveTurn.
 //
 // A handler over HTTP/2, or a loop over Subscribe, waits for its signal in deliver:
 //
@@ -403,9 +406,8 @@ func (b *Broker) Reset(lastEventID string) error {
 // ----- The log -----
 
 // There is one log for all topics, and each subscriber has a position in it. So an
-// event is encoded and stored once, however many receive it, and a slow client needs
-// no queue of its own. What is kept for reconnecting clients and what is kept for
-// clients that are behind are the same frames.
+// event is encoded and stored once, however many receive it. The same frames serve
+// clients that reconnect and clients that are behind, which need no queue of their own.
 
 // minQueue is how many frames the log keeps within HistoryBytes, however small
 // History is, because the log is also the queue of the clients that are connected: a
@@ -430,6 +432,7 @@ func (f *frame) measure() int {
 // from. An eventLog has no lock and knows no subscribers.
 //
 //  1. tail ≤ head+1; the log is empty if they are equal.
+//     With a negative history there are no IDs at all.
 //  2. ids has the events in the log that were published with an ID of their own.
 //  3. An assigned ID is prefix and the frame's number, so it needs no entry in ids.
 //  4. An end has no ID of its own: the position after it has that of the one before.
@@ -661,11 +664,11 @@ func (b *Broker) evictLocked() {
 			b.loseValuesLocked(t)
 			b.forgetKeysLocked(t)
 			for _, m := range t.members {
-				if s := m.sub; s.joined >= t.ended && !s.owedEnd && s.hasEnded() {
-					s.oweEnd()
+				if s := m.sub; s.joined >= t.ended && !s.owedEnd && s.hasEndedLocked() {
+					s.oweEndLocked()
 				}
 			}
-			t.forgetEnd(b.log.tail)
+			t.forgetEndLocked(b.log.tail)
 		case !f.keyed: // else it is in t.values
 			t.evicted = f.seq
 		}
@@ -707,13 +710,13 @@ type topic struct {
 	refs             int      // subscribers, frames in the log, and keys
 	members          members
 	newest           uint64 // number of the newest frame
-	evicted          uint64 // number of the newest frame that has left the log and is not kept
+	evicted          uint64 // number of the newest event that has left the log and is not kept
 	toWake, caughtUp int
 	clients          int    // members that are clients
 	ended            uint64 // number of the end's frame; 0: it has not ended
 
 	// Once it has ended, owed is the number of members that are to be told: those who
-	// came before the end, and those for which oweEnd was called.
+	// came before the end, and those for which oweEndLocked was called.
 	owed int
 
 	// The newest value of each key, in the log or not, and the same in order. A
@@ -823,9 +826,9 @@ func (b *Broker) loseLocked(s *subscriber) {
 	}
 }
 
-// forgetEnd makes t a new topic if its end is before the log and nobody is there who
+// forgetEndLocked makes t a new topic if its end is before the log and nobody is there who
 // is to be told.
-func (t *topic) forgetEnd(tail uint64) {
+func (t *topic) forgetEndLocked(tail uint64) {
 	if t.ended < tail && t.owed == 0 {
 		t.ended = 0
 	}
@@ -837,14 +840,14 @@ func (b *Broker) hasEndedLocked(name string) bool {
 	return t != nil && t.ended > 0
 }
 
-// hasEnded reports whether all topics of s have ended.
-func (s *subscriber) hasEnded() bool {
+// hasEndedLocked reports whether all topics of s have ended.
+func (s *subscriber) hasEndedLocked() bool {
 	return !slices.ContainsFunc(s.topics, func(t *topic) bool { return t.ended == 0 })
 }
 
-// oweEnd notes that s, all of whose topics have ended, is to be told so even if they are
+// oweEndLocked notes that s, all of whose topics have ended, is to be told so even if they are
 // forgotten meanwhile.
-func (s *subscriber) oweEnd() {
+func (s *subscriber) oweEndLocked() {
 	s.owedEnd = true
 	for _, t := range s.topics {
 		if s.joined >= t.ended { // or s is counted already
@@ -893,24 +896,25 @@ func (m *members) remove(s *subscriber, nth int) {
 //
 // Whenever mu is free:
 //
-//  1. log.tail ≤ Broker.announced ≤ log.head+1, for all subscribers.
+//  1. A subscriber that waits has no end.
 //  2. If a subscriber waits, no frame from cursor up to announced is for it: its
 //     cursor was after the newest frame as it began to wait. So waking it also moves
 //     its cursor up to announced, past what others published.
-//  3. If a subscriber does not wait, its sender will call next. Before it waits,
-//     next has looked at the whole log and at each reason to say something or to
-//     end. A subscriber with a signal waits already while deliver sends the batch.
+//  3. If a subscriber does not wait, its sender will call next, once there is one and
+//     until next says last. Before it waits, next has looked at the whole log and at
+//     each reason to say something or to end. A subscriber with a signal waits already
+//     while deliver sends the batch.
 //  4. Only next sets waiting. Only a subscriber that waits is woken: the connection
 //     of another would get a second owner.
-//  5. Whoever clears waiting, other than leave, wakes the subscriber once: by
-//     a token for its signal, or by a place in the queue for its connection. The
-//     connection of a subscriber that waits has no owner; any other has one: the
-//     queue, a worker, the handler, or a goroutine in attend.
+//  5. Whoever clears waiting, other than leave, wakes the subscriber once: by a token
+//     for its signal, which has room for one, or by a place in the queue for its
+//     connection, which has no owner as long as the subscriber waits.
 //  6. A subscriber whose cursor is before log.tail has missed frames only if one of
 //     its topics lost a frame that is not before the cursor and is after state. All
 //     other frames before log.tail that are for it are values of keys. A Reset makes
-//     all subscribers lost; a topic that ends and forgets its keys, those who have
-//     not received all of its values.
+//     all subscribers lost, unless CatchUp then ends with the ID that Reset was given;
+//     a topic that ends and forgets its keys, those who have not received all of its
+//     values.
 //  7. What next returns counts as received, since a failed write ends the stream.
 //  8. end is set once; the first reason wins.
 type subscriber struct {
@@ -926,21 +930,21 @@ type subscriber struct {
 	done   func(error) // given to Detach; nil if the client was not detached
 
 	// Guarded by mu.
-	joined  uint64             // the newest frame when it came
-	expires uint64             // the round in which it is too old; 0: never
-	indexes []int              // index in members of each topic, and in Broker.subs
-	cursor  uint64             // the first frame it has not considered
-	state   uint64             // up to this frame, only values of keys are for it
-	owedEnd bool               // oweEnd was called: all topics have ended
-	waiting bool               // for a frame, an end, or a reason to say something
-	lost    bool               // what comes after lastID is not in the log
-	idle    bool               // a keep-alive is due
-	opening []*frame           // what next returns first: reconnection time and ID, detached with the headers
-	held    *frame             // the large frame that it is being sent, if any
-	end     error              // why the stream is over
-	got     uint64             // the round in which it received something last
-	isCut   bool               // a write that is under way is to be ended
-	cancel  context.CancelFunc // of a running CatchUp
+	joined  uint64   // the newest frame when it came
+	expires uint64   // the round in which it is too old; 0: never
+	indexes []int    // index in members of each topic, and in Broker.subs
+	cursor  uint64   // the first frame it has not considered
+	state   uint64   // up to this frame, only values of keys are for it
+	owedEnd bool     // oweEndLocked was called: all topics have ended
+	waiting bool     // for a frame, an end, or a reason to say something
+	lost    bool     // what comes after lastID is not in the log
+	idle    bool     // a keep-alive is due
+	opening []*frame // what next returns first: reconnection time and ID, detached with the headers
+	held    *frame   // the large frame that it is being sent, if any
+	end     error    // why the stream is over
+	got     uint64   // the round in which it received something last
+	isCut   bool     // a write that is under way is to be ended
+	cancel  context.CancelFunc
 
 	lastID  string // ID of the last event it received, or what it came with
 	echo    bool   // lastID may be repeated to it: the log knew it, or it came in the header
@@ -963,8 +967,8 @@ type subscriber struct {
 	cut     func() // ends a write
 }
 
-// wants reports whether one of the frame's topics is the subscriber's.
-func (s *subscriber) wants(f *frame) bool {
+// wantsLocked reports whether one of the frame's topics is the subscriber's.
+func (s *subscriber) wantsLocked(f *frame) bool {
 	few, many := f.topics, s.topics
 	if len(few) == 1 && len(many) == 1 {
 		return few[0] == many[0]
@@ -996,20 +1000,20 @@ func (b *Broker) join(s *subscriber, lastID string, names []string) error {
 	s.indexes = make([]int, len(s.topics)+1)
 	for nth, t := range s.topics {
 		t.members.add(s, nth)
+		if s.client {
+			t.clients++
+		}
 	}
 	b.subs.add(s, len(s.topics))
 	if s.client {
 		b.clients++
-		for _, t := range s.topics {
-			t.clients++
-		}
 		if b.MaxAge > 0 {
 			life := b.MaxAge - mrand.N(b.MaxAge/10+1)
 			s.expires = s.got + uint64(life/b.sweepPeriod()) + 1
 		}
 	}
-	if s.joined = b.log.head; s.hasEnded() {
-		s.oweEnd()
+	if s.joined = b.log.head; s.hasEndedLocked() {
+		s.oweEndLocked()
 	}
 	b.setCursorLocked(s, lastID, seq, known)
 	if len(b.subs) == 1 {
@@ -1076,17 +1080,17 @@ func (b *Broker) leave(s *subscriber, reason error) {
 	b.releaseHeldLocked(s)
 	for nth, t := range s.topics {
 		t.members.remove(s, nth)
+		if s.client {
+			t.clients--
+		}
 		if s.joined < t.ended || s.owedEnd {
 			t.owed--
-			t.forgetEnd(b.log.tail)
+			t.forgetEndLocked(b.log.tail)
 		}
 	}
 	b.subs.remove(s, len(s.topics))
 	if s.client {
 		b.clients--
-		for _, t := range s.topics {
-			t.clients--
-		}
 	}
 	b.releaseTopicsLocked(s.topics)
 	if errors.Is(reason, ErrTooSlow) {
@@ -1268,7 +1272,7 @@ func (s *subscriber) next(batch []*frame) ([]*frame, step) {
 	switch {
 	case s.cursor <= b.log.head:
 		return batch, again
-	case s.hasEnded():
+	case s.hasEndedLocked():
 		return b.sayGoodbyeLocked(s, ErrEnded, batch), last
 	case b.closed:
 		return b.sayGoodbyeLocked(s, ErrClosed, batch), last
@@ -1296,7 +1300,7 @@ func (b *Broker) readLogLocked(s *subscriber, batch []*frame) []*frame {
 	cursor, start := s.cursor, max(b.log.tail, s.state+1) // before start, only values of keys
 	var values *valueHeap
 	if cursor < start {
-		values = s.valuesFrom(cursor)
+		values = s.valuesFromLocked(cursor)
 	}
 	for cursor <= b.log.head && len(batch)-from < batchFrames && bytes < batchBytes && work < batchWork {
 		var f *frame
@@ -1308,7 +1312,7 @@ func (b *Broker) readLogLocked(s *subscriber, batch []*frame) []*frame {
 		}
 		work += 1 + min(len(f.topics), len(s.topics))
 		cursor = f.seq + 1
-		if !f.endsTopics && s.wants(f) {
+		if !f.endsTopics && s.wantsLocked(f) {
 			batch = append(batch, f)
 			bytes += len(f.body)
 		}
@@ -1335,9 +1339,9 @@ func (h valueHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
 func (h *valueHeap) Push(any)          {} // never called
 func (h *valueHeap) Pop() any          { *h = (*h)[:len(*h)-1]; return nil }
 
-// valuesFrom returns the values of keys from frame number seq on, of all topics of s.
+// valuesFromLocked returns the values of keys from frame number seq on, of all topics of s.
 // Some may have been replaced.
-func (s *subscriber) valuesFrom(seq uint64) *valueHeap {
+func (s *subscriber) valuesFromLocked(seq uint64) *valueHeap {
 	h := new(valueHeap)
 	for _, t := range s.topics {
 		i := sort.Search(len(t.values), func(i int) bool { return t.values[i].seq >= seq })
@@ -1456,7 +1460,8 @@ func (b *Broker) checkLostLocked(s *subscriber) {
 //	the context's end  endWith, deliver    a random reconnection time
 //	ErrClientLeft      a failed write, conn.look   none
 //	errSilent          conn.look           none; the connection is reset
-//	errPanic           Serve, Detach, conn.attend, worker.work   none
+//	errPanic           Serve, Detach, conn.serveTurn, worker.serveQueue   none
+//	others             a loop that was left, a ResponseWriter without Flush   none
 //
 // sayGoodbyeLocked and goodbye make the last words. errWriteTimeout and
 // errHoldsTooMuch wrap ErrTooSlow, which is counted in Stats.TooSlow and resets a
@@ -1489,8 +1494,8 @@ func (s *subscriber) endFor(reason error) error {
 // only while it is sent something. Without it, a burst allocates one for each.
 var batches = sync.Pool{New: func() any { return new([]*frame) }}
 
-// deliver sends batch, goes on as then says, and so forth with what next returns, until
-// the stream ends. It returns why that was. It may block.
+// deliver sends batch, goes on as then says, and so forth with what next returns. It may
+// block. It returns why the stream has ended.
 //
 // If the subscriber has a signal, its goroutine stays in deliver for as long as the
 // stream lasts, and waits there. If it has a conn, deliver returns nil as soon as the
@@ -1619,9 +1624,9 @@ func (s *subscriber) goOn(since uint64, upTo, lastID string, yielded bool) []*fr
 	}
 	s.cursor, s.lastSeq = since, since-1
 	b.checkLostLocked(s)
-	values := s.valuesFrom(s.cursor)
+	values := s.valuesFromLocked(s.cursor)
 	v := values.pop(s.cursor)
-	for v != nil && !s.wants(v) { // it was replaced
+	for v != nil && !s.wantsLocked(v) { // it was replaced
 		v = values.pop(s.cursor)
 	}
 	if v != nil && v.seq < b.log.tail {
@@ -1876,10 +1881,10 @@ func (s *subscriber) stream(w http.ResponseWriter, r *http.Request) error {
 	s.conn = &conn{source: s, queue: s.b.conns, out: out, turns: make(chan turn, 1)}
 	defer s.endWith(out.ctx)()
 	s.b.conns.push(s.conn)
-	return s.endFor(s.conn.stayWith())
+	return s.endFor(s.conn.serveTurns())
 }
 
-// endWith has s end when ctx does, unless stop is called before.
+// endWith ends s when ctx is done, unless stop is called before.
 func (s *subscriber) endWith(ctx context.Context) (stop func() bool) {
 	return context.AfterFunc(ctx, func() {
 		s.b.lock()

@@ -166,7 +166,7 @@ type frame struct {
 	endsTopics bool   // says that its topics have ended, and is not sent
 
 	// In the log of a Broker, and guarded by its mu.
-	keyed   bool      // the value of a key
+	keyed   bool      // the value of a key, or was it
 	holders int32     // clients that are being sent the frame, if it is large
 	seq     uint64    // its number; 0 if the frame was never in a log
 	topics  []*topic  // sorted by name; without those in which it was replaced

@@ -9312,7 +9312,7 @@ func TestWritesThatWaitALittle(t *testing.T) {
 // A worker keeps nothing of what it has handed over.
 func TestWorkerKeepsNoFrames(t *testing.T) {
 	_, server := tcpPair(t)
-	c := &conn{conn: server, queue: newConnQueue(time.Hour)}
+	c := &conn{netConn: server, queue: newConnQueue(time.Hour)}
 	var err error
 	c.raw, err = server.(*net.TCPConn).SyscallConn()
 	wireCheck(t, err)
@@ -9725,7 +9725,7 @@ func turnConn(t *testing.T, next func() step) *conn {
 	client, server := net.Pipe()
 	go io.Copy(io.Discard, client)
 	t.Cleanup(func() { client.Close() })
-	return &conn{conn: server, source: turnSource(next), queue: newConnQueue(-1)}
+	return &conn{netConn: server, source: turnSource(next), queue: newConnQueue(-1)}
 }
 
 func (s turnSource) next(batch []*frame) ([]*frame, step) {
@@ -9863,7 +9863,7 @@ func TestEachWriteToASocketIsTimed(t *testing.T) {
 	}
 	client, server := tcpPair(t)
 	timed := &timedSource{}
-	c := &conn{conn: server, source: timed, queue: newConnQueue(time.Hour)}
+	c := &conn{netConn: server, source: timed, queue: newConnQueue(time.Hour)}
 	var err error
 	c.raw, err = server.(*net.TCPConn).SyscallConn()
 	wireCheck(t, err)
@@ -10718,7 +10718,7 @@ func TestPanicBeforeTheStreamLeavesNoClientBehind(t *testing.T) {
 // one after the other.
 func TestPeerThatIsThereHasNotLeft(t *testing.T) {
 	_, accepted := tcpPair(t)
-	c := &conn{conn: accepted}
+	c := &conn{netConn: accepted}
 	raw, err := accepted.(*net.TCPConn).SyscallConn()
 	wireCheck(t, err)
 	for range 2 {
@@ -13509,7 +13509,7 @@ func checkInvariants(t *testing.T, b *Broker) {
 	held := map[*frame]int{}
 	queued := map[*conn]bool{}
 	b.conns.mu.Lock()
-	for c := b.conns.first; c != nil; c = c.behind {
+	for c := b.conns.first; c != nil; c = c.after {
 		queued[c] = true
 	}
 	b.conns.mu.Unlock()
@@ -13548,7 +13548,7 @@ func checkInvariants(t *testing.T, b *Broker) {
 		must(s.end == nil, "nobody to wait whose stream has ended, %v", s.end)
 		must(s.conn == nil || s.signal != nil || !queued[s.conn], "no connection in the queue whose client waits")
 		for seq := max(s.cursor, l.tail); seq < b.announced; seq++ {
-			must(!s.wants(l.at(seq)), "event %d not to be for subscriber %d, which waits from %d on", seq, i, s.cursor)
+			must(!s.wantsLocked(l.at(seq)), "event %d not to be for subscriber %d, which waits from %d on", seq, i, s.cursor)
 		}
 	}
 	equal("clients", b.clients, clients)

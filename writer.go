@@ -310,9 +310,9 @@ func (w *Writer) Comment(text string) error {
 func (w *Writer) keepAlive(period time.Duration) (stop func()) {
 	w.mu.Lock() // the timer may fire before it is assigned
 	defer w.mu.Unlock()
-	rest := func() time.Duration { return period - time.Since(w.wrote) }
+	remaining := func() time.Duration { return period - time.Since(w.wrote) }
 	var timer *time.Timer
-	timer = time.AfterFunc(rest(), func() {
+	timer = time.AfterFunc(remaining(), func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		defer func() {
@@ -325,10 +325,10 @@ func (w *Writer) keepAlive(period time.Duration) (stop func()) {
 		if timer == nil {
 			return
 		}
-		if rest() <= 0 && w.write([]byte(keepAliveFrame)) != nil {
+		if remaining() <= 0 && w.write([]byte(keepAliveFrame)) != nil {
 			return
 		}
-		timer.Reset(rest())
+		timer.Reset(remaining())
 	})
 	return func() {
 		w.mu.Lock()
@@ -426,7 +426,7 @@ func (w *Writer) flush() error {
 }
 
 // sendFrames writes the source's frames and flushes them together. It is called by a
-// Broker's handler, or by a worker while that is in stayWith.
+// Broker's handler, or by a worker while that is in serveTurns.
 func (w *Writer) sendFrames(frames []*frame) error {
 	defer w.source.writing(false)
 	if w.err != nil {
@@ -533,7 +533,7 @@ const (
 	last                   // the stream has ended
 )
 
-// A source is what a connection is fed from. Its only implementation is subscriber.
+// A source is what a connection is fed from: a subscriber, except in tests.
 type source interface {
 	// next returns what to send next, in place of batch, which was sent. If the source
 	// of a conn waits, there is nothing to send, and the caller does not own the conn
@@ -551,29 +551,29 @@ type source interface {
 }
 
 // A conn is what workers write to: the connection of a client that was taken over from
-// net/http, or the ResponseWriter of a handler over HTTP/1.x, which is in stayWith.
+// net/http, or the ResponseWriter of a handler over HTTP/1.x, which is in serveTurns.
 //
 //	          push                 pop
 //	no owner ─────► in the queue ─────► a worker ──► no owner, when the source waits
 //	                     ▲                │ ├──────► the queue, if there is more
 //	                     └────────────────┘ └──────► another goroutine, by handOver, if
-//	                                                 it has to wait: the handler, or attend
+//	                                                 it has to wait: the handler, or serveTurn
 //	                                                     │
 //	                          no owner, or the stream ends ◄┘
 //
 // Only its owner uses a conn, except for breakOff, which ends a write at any time, and
-// for behind and suspect.
+// for after and suspect.
 type conn struct {
 	source source
 	queue  *connQueue
-	behind *conn // in the queue; guarded by the queue's mu
+	after  *conn // the next in the queue; guarded by the queue's mu
 
 	// Of a handler; out is nil if the connection was taken over.
 	out   *Writer
 	turns chan turn // what it is to do
 
 	// Of a connection that was taken over.
-	conn     net.Conn
+	netConn  net.Conn
 	raw      syscall.RawConn // nil: there is no way to write without waiting
 	ctx      context.Context // for CatchUp
 	answered time.Time       // when isSilent last found that the peer is there
@@ -594,13 +594,13 @@ func (c *conn) handOver(t turn) {
 	if c.out != nil {
 		c.turns <- t
 	} else {
-		go c.attend(t)
+		go c.serveTurn(t)
 	}
 }
 
-// stayWith blocks the handler, and does what workers hand over, until the stream has
+// serveTurns blocks the handler, and does what workers hand over, until the stream has
 // ended. It returns why that was.
-func (c *conn) stayWith() error {
+func (c *conn) serveTurns() error {
 	for {
 		t := <-c.turns
 		switch {
@@ -627,7 +627,7 @@ func takeOver(w http.ResponseWriter, r *http.Request, queue *connQueue) *conn {
 	if err != nil {
 		return nil
 	}
-	c := &conn{conn: netConn, queue: queue, answered: time.Now()}
+	c := &conn{netConn: netConn, queue: queue, answered: time.Now()}
 	// Only exactly these types: a type that embeds one of them may do more.
 	switch netConn.(type) {
 	case *net.TCPConn, *net.UnixConn:
@@ -653,9 +653,9 @@ func responseHead(h http.Header, r *http.Request) string {
 	return head.String() + "\r\n"
 }
 
-// attend does what a worker hands over, and blocks until the source waits or the
+// serveTurn does what a worker hands over, and blocks until the source waits or the
 // stream has ended.
-func (c *conn) attend(t turn) {
+func (c *conn) serveTurn(t turn) {
 	err := errPanic // or runtime.Goexit
 	defer func() {
 		if err != nil {
@@ -687,7 +687,7 @@ func (c *conn) sendFrames(frames []*frame, skip int) error {
 		return newAttempt().writeFrom(c, r, true)
 	}
 	return writePieces(&r, c.source, func(p []byte) error {
-		if _, err := c.conn.Write(p); err != nil {
+		if _, err := c.netConn.Write(p); err != nil {
 			return fmt.Errorf("%w: %w", ErrClientLeft, err)
 		}
 		return nil
@@ -724,9 +724,9 @@ func (c *conn) peerLeft() bool {
 		})
 		return closed != nil || n == 0 && err == nil
 	}
-	c.conn.SetReadDeadline(time.Now().Add(time.Millisecond))
-	defer c.conn.SetReadDeadline(time.Time{})
-	_, err := c.conn.Read(p[:])
+	c.netConn.SetReadDeadline(time.Now().Add(time.Millisecond))
+	defer c.netConn.SetReadDeadline(time.Time{})
+	_, err := c.netConn.Read(p[:])
 	return err != nil && !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
@@ -781,7 +781,7 @@ func (c *conn) close(reason error) {
 		if errors.Is(reason, ErrTooSlow) || reason == errSilent {
 			c.breakOff()
 		}
-		c.conn.Close()
+		c.netConn.Close()
 	})
 	c.source.finished(reason)
 }
@@ -796,20 +796,21 @@ func (c *conn) breakOff() {
 		tcp.SetLinger(0)
 	}
 	transport.Close()
-	c.conn.Close()
+	c.netConn.Close()
 }
 
 // transport returns the connection below TLS, if there is TLS.
 func (c *conn) transport() net.Conn {
-	if t, ok := c.conn.(*tls.Conn); ok {
+	if t, ok := c.netConn.(*tls.Conn); ok {
 		return t.NetConn()
 	}
-	return c.conn
+	return c.netConn
 }
 
 // A connQueue holds the connections that have something to be sent, and the workers
-// that send it. There are workers only as long as there is work. A handler over HTTP/1.x
-// is not scheduled for an event, which saves a tenth of the CPU of a single one.
+// that send it. There are workers only as long as there is work. Over HTTP/1.x they
+// write for handlers too: a single event costs a tenth less CPU than if the goroutine of
+// the handler had to run for it.
 //
 // A worker never waits for a client whose conn.raw is set. A write to any other, for a
 // handler or over TLS, cannot be tried and may block. The worker is then replaced, and
@@ -817,18 +818,18 @@ func (c *conn) transport() net.Conn {
 type connQueue struct {
 	timeout    time.Duration       // WriteTimeout
 	unanswered func(net.Conn) byte // the function of that name, except in tests
+	most       int                 // how many workers are started for what is pushed
+	spare      sync.Pool           // of *worker
 
 	mu          sync.Mutex // guards the fields below; taken after the Broker's
 	first, last *conn
 	workers     int // those that take connections from the queue, and not those that end
-	most        int // how many of them are started for what is pushed
-
-	spare sync.Pool // of *worker
 }
 
 const (
-	// A worker is replaced if so many writes that may block take it longer than that.
-	// They are timed together because to set the timer for each costs time.
+	// A worker is replaced if so many writes that may block, and what it does between
+	// them, take longer than patience. They are timed together because it costs time to
+	// set the timer.
 	writesAtOnce = 16
 	patience     = time.Millisecond
 
@@ -846,7 +847,7 @@ func (q *connQueue) push(c *conn) {
 	if q.first == nil {
 		q.first = c
 	} else {
-		q.last.behind = c
+		q.last.after = c
 	}
 	q.last = c
 	if q.workers < q.most {
@@ -859,7 +860,7 @@ func (q *connQueue) startWorkerLocked() {
 	w, ok := q.spare.Get().(*worker)
 	if !ok {
 		w = &worker{queue: q, attempt: newAttempt()}
-		w.run = w.work
+		w.run = w.serveQueue
 	}
 	w.ends, w.writes = false, 0
 	go w.run()
@@ -878,7 +879,7 @@ func (q *connQueue) pop(w *worker) *conn {
 		q.workers--
 		return nil
 	}
-	if q.first, c.behind = c.behind, nil; q.first == nil {
+	if q.first, c.after = c.after, nil; q.first == nil {
 		q.last = nil
 	}
 	return c
@@ -901,11 +902,11 @@ func (q *connQueue) replace(w *worker) {
 	}
 }
 
-// A worker sends what there is to be sent, to one connection after the other. What is
-// not said to be guarded is its goroutine's.
+// A worker sends what there is to be sent, to one connection after the other. Only its
+// goroutine uses the fields that say nothing else.
 type worker struct {
 	queue   *connQueue
-	run     func() // work, which would be allocated for each start
+	run     func() // serveQueue, which would be allocated for each start
 	ends    bool   // it takes no more connections; guarded by the queue's mu
 	attempt *attempt
 	batch   []*frame
@@ -916,7 +917,7 @@ type worker struct {
 // batchesAtOnce is how many batches a connection is sent before others are.
 const batchesAtOnce = 16
 
-func (w *worker) work() {
+func (w *worker) serveQueue() {
 	var c *conn // being served
 	defer func() {
 		if c != nil { // the program's ResponseWriter, or net.Conn, panics or calls runtime.Goexit
