@@ -48,8 +48,8 @@ type Broker struct {
 	// clients that are behind, some 256 events stay in memory in any case.
 	History int
 
-	// HistoryAge is how long an event, even the newest, is kept for these clients. If
-	// 0 or negative, there is no limit.
+	// HistoryAge is how long an event, even the newest, is kept for clients that
+	// reconnect. If 0 or negative, there is no limit.
 	HistoryAge time.Duration
 
 	// HistoryBytes is the limit on the size of the events kept, in bytes: their
@@ -235,7 +235,7 @@ func (b *Broker) unlockAndSignal() {
 // Publish returns the event's ID. If ev.ID is empty and the Broker keeps a history,
 // Publish assigns an ID: a random prefix and a counter in base 36. If an event of any
 // topic in memory has the ID ev.ID, or the newest evicted event had it, Publish
-// returns ev.ID and [ErrDuplicateID], so it is safe to publish an event again.
+// returns ev.ID and [ErrDuplicateID], so it is safe to publish a recent event again.
 // Publish returns [ErrEnded] if one of the topics has ended, [ErrClosed] after
 // Shutdown, and the error of [Event.AppendText] if ev cannot be sent. If Publish
 // returns an error, it has sent nothing.
@@ -284,7 +284,7 @@ func (b *Broker) Remove(key string, ev Event, topics ...string) (id string, err 
 // A worker takes a connection from the queue, that of a detached client or that of a
 // handler over HTTP/1.x:
 //
-//	worker.serveQueue        takes it
+//	worker.serveQueue  takes it
 //	worker.serve       calls next and sends what that returns
 //	next               decides what is sent, by readLogLocked
 //	Writer.sendFrames  writes that for the handler, by writePieces, and flushes it
@@ -428,11 +428,10 @@ func (f *frame) measure() int {
 
 // An eventLog holds the newest frames, numbered from tail to head, in the order
 // they were published. A position is the place right after a frame, and has that
-// frame's number. Each position from tail-1 on has an ID that a client can resume
-// from. An eventLog has no lock and knows no subscribers.
+// frame's number. Unless history is negative, each position from tail-1 on has an ID
+// that a client can resume from. An eventLog has no lock and knows no subscribers.
 //
 //  1. tail ≤ head+1; the log is empty if they are equal.
-//     With a negative history there are no IDs at all.
 //  2. ids has the events in the log that were published with an ID of their own.
 //  3. An assigned ID is prefix and the frame's number, so it needs no entry in ids.
 //  4. An end has no ID of its own: the position after it has that of the one before.
@@ -826,8 +825,8 @@ func (b *Broker) loseLocked(s *subscriber) {
 	}
 }
 
-// forgetEndLocked makes t a new topic if its end is before the log and nobody is there who
-// is to be told.
+// forgetEndLocked makes t a new topic if its end is before the log and nobody is there
+// who is to be told.
 func (t *topic) forgetEndLocked(tail uint64) {
 	if t.ended < tail && t.owed == 0 {
 		t.ended = 0
@@ -845,8 +844,8 @@ func (s *subscriber) hasEndedLocked() bool {
 	return !slices.ContainsFunc(s.topics, func(t *topic) bool { return t.ended == 0 })
 }
 
-// oweEndLocked notes that s, all of whose topics have ended, is to be told so even if they are
-// forgotten meanwhile.
+// oweEndLocked notes that all topics of s have ended, and that s is to be told so even
+// if the ends leave the log before.
 func (s *subscriber) oweEndLocked() {
 	s.owedEnd = true
 	for _, t := range s.topics {
@@ -1695,8 +1694,8 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // Detach is Serve for very many clients: it begins the stream, takes the connection
 // over from net/http and returns true at once. A client then costs its socket and
-// about 2 KB, and over TLS the memory of crypto/tls, where a running handler costs
-// about 26 KB. When the stream ends, Detach calls done exactly once, if it is not
+// about 2 KB, and over TLS the memory of crypto/tls; a running handler costs about
+// 26 KB. When the stream ends, Detach calls done exactly once, if it is not
 // nil, with the error that Serve would have returned:
 //
 //	online.Add(user)
@@ -1705,7 +1704,8 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // The stream bypasses middleware that wraps w, and does not end with the request's
 // context. The handler must not use w after the call. If a client closes its
 // connection, the next write to it fails, at the latest the next keep-alive. On
-// Linux, the stream of a client that stops responding ends about WriteTimeout later.
+// Linux, the stream of a client that stops responding ends about WriteTimeout after
+// the next write.
 //
 // done may be called before Detach returns, or from another goroutine. A panic in
 // done is logged.
@@ -2245,7 +2245,7 @@ type Stats struct {
 	TurnedAway int64
 
 	// Gaps is the number of times a subscriber's position was not in the history. If
-	// it grows without a restart, the history is too small.
+	// it grows without a restart or Reset, the history is too small.
 	Gaps int64
 }
 

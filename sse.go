@@ -42,7 +42,9 @@
 //
 // [Broker.Publish] sends an event to the clients of its topics. [Broker.Set] also
 // makes it the value of a key, such as a price: a slow client skips values that were
-// replaced. [Broker.Subscribe] is for code in the process, not for handlers.
+// replaced. [Broker.Subscribe] reads events in the process, such as to filter them for
+// [Serve]. [Broker.Disconnect] ends streams when access was revoked, and
+// [Broker.Shutdown] all of them before the server's.
 //
 // A stream for one client only, such as the answer of a language model, needs no
 // Broker. [Serve] streams the events that an iterator yields. [NewWriter] is for
@@ -53,14 +55,14 @@
 //
 // A client that reconnects sends the ID of the last event it received. The Broker
 // first sends it the events published after that one, from a history in memory. If
-// that event is not in the history, because it was evicted or because the program
-// was restarted, there is a gap: the client receives an event of type "gap" and then
-// the events in the history. If [Broker.CatchUp] is set, the client receives what
-// CatchUp yields instead. If the Broker keeps a history, a client that has a last
-// event ID loses events in no other case.
+// that event is not in the history, such as after a restart, there is a gap: the
+// client receives an event of type "gap" and then the events in the history, so a page
+// reloads at "gap" or fetches what it shows. If [Broker.CatchUp] is set, the client
+// receives what CatchUp yields instead. If the Broker keeps a history, a client that has
+// a last event ID misses nothing else but values that [Broker.Set] replaced.
 //
-// A slow client does not hold up others. It catches up from the history, and is
-// disconnected if a write to it takes longer than [Broker.WriteTimeout].
+// A slow client does not hold up others. It catches up from the history, or has a gap,
+// and is disconnected if a write to it takes longer than [Broker.WriteTimeout].
 //
 // # Ending a stream
 //

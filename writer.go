@@ -851,11 +851,12 @@ func (q *connQueue) push(c *conn) {
 	}
 	q.last = c
 	if q.workers < q.most {
-		q.startWorkerLocked()
+		go q.newWorkerLocked().run() // which is worker.serveQueue
 	}
 }
 
-func (q *connQueue) startWorkerLocked() {
+// newWorkerLocked returns a worker, whose function run is to be called.
+func (q *connQueue) newWorkerLocked() *worker {
 	q.workers++
 	w, ok := q.spare.Get().(*worker)
 	if !ok {
@@ -863,7 +864,7 @@ func (q *connQueue) startWorkerLocked() {
 		w.run = w.serveQueue
 	}
 	w.ends, w.writes = false, 0
-	go w.run()
+	return w
 }
 
 // pop gives w the next connection, or nil if w is to end.
@@ -897,7 +898,7 @@ func (q *connQueue) replace(w *worker) {
 	q.workers--
 	for range min(2, maxWorkers-q.workers) {
 		if q.first != nil {
-			q.startWorkerLocked()
+			go q.newWorkerLocked().run()
 		}
 	}
 }
@@ -964,8 +965,12 @@ func (w *worker) serve(c *conn) (more bool) {
 		case c.raw != nil:
 			err = w.attempt.writeFrom(c, r, false)
 			r = w.attempt.r
+		case len(w.batch) > 0 && c.out != nil:
+			w.watch()
+			err = c.out.sendFrames(w.batch)
 		case len(w.batch) > 0:
-			err = w.write(c)
+			w.watch()
+			err = c.sendFrames(w.batch, 0)
 		}
 		if err == nil && then == again {
 			continue
@@ -982,8 +987,8 @@ func (w *worker) serve(c *conn) (more bool) {
 	return true
 }
 
-// write sends c the worker's batch, and may block.
-func (w *worker) write(c *conn) error {
+// watch is called before a write that may block. If that does, the worker is replaced.
+func (w *worker) watch() {
 	switch {
 	case w.timer == nil:
 		w.timer = time.AfterFunc(patience, func() { w.queue.replace(w) })
@@ -991,10 +996,6 @@ func (w *worker) write(c *conn) error {
 		w.timer.Reset(patience)
 	}
 	w.writes++
-	if c.out != nil {
-		return c.out.sendFrames(w.batch)
-	}
-	return c.sendFrames(w.batch, 0)
 }
 
 // An attempt writes to a connection by system calls that do not wait. It is reused,
