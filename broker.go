@@ -510,10 +510,7 @@ func (l *eventLog) overfull(now time.Time) bool {
 		return false
 	}
 	oldest, most := l.at(l.tail), max(l.history, minQueue)
-	events := int(l.events - oldest.events) // and the oldest, unless it is an end
-	if !oldest.endsTopics {
-		events++
-	}
+	events := int(l.events - l.eventsBefore(l.tail))
 	return events > most || l.len()-events > most ||
 		events > 1 && l.bytes >= 0 && l.size > l.bytes ||
 		l.len() > minQueue && l.expired(oldest, now)
@@ -1695,7 +1692,7 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // Detach is Serve for very many clients: it begins the stream, takes the connection
 // over from net/http and returns true at once. A client then costs its socket and
 // about 2 KB, and over TLS the memory of crypto/tls; a running handler costs about
-// 26 KB. When the stream ends, Detach calls done exactly once, if it is not
+// 25 KB. When the stream ends, Detach calls done exactly once, if it is not
 // nil, with the error that Serve would have returned:
 //
 //	online.Add(user)
@@ -2080,7 +2077,7 @@ func (b *Broker) writeTimeout() time.Duration { return cmp.Or(b.WriteTimeout, de
 
 func (b *Broker) sweep() {
 	keepAlive, writeTimeout, period := b.keepAlive(), b.writeTimeout(), b.sweepPeriod()
-	rounds := func(d time.Duration) uint64 { return uint64((d + period - 1) / period) }
+	mayTake := uint64((writeTimeout + period - 1) / period) // rounds of a write
 	b.lock()
 	defer b.unlock()
 	round := b.round.Add(1)
@@ -2089,11 +2086,10 @@ func (b *Broker) sweep() {
 		switch {
 		case s.end == nil && s.expires > 0 && round >= s.expires && s.cancel == nil:
 			b.endLocked(s, errTooOld)
-		case began > 0 && writeTimeout > 0 && round >= began+rounds(writeTimeout):
+		case began > 0 && (s.isCut || writeTimeout > 0 && round >= began+mayTake):
+			// It may have been cut off and go on: over TLS, crypto/tls tries for five
+			// seconds more to send its close_notify.
 			b.cutOffLocked(s, errWriteTimeout)
-		case began > 0 && s.isCut:
-			// Over TLS, crypto/tls tries for five seconds more to send its close_notify.
-			b.cutOffLocked(s, s.end)
 		case s.waiting:
 			silent := round - s.got
 			s.idle = s.client && keepAlive > 0 && silent >= uint64(keepAlive/period)

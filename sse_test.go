@@ -9031,13 +9031,7 @@ func TestPanicOfAResponseWriterCostsOneClient(t *testing.T) {
 					}
 					return b.Serve(w, r)
 				})
-				good, bad := s.get("/", ""), s.get("/bad", "")
-				good.want("")
-				bad.want("")
-				for _, data := range []string{"1", "2"} {
-					b.Publish(Event{Data: data})
-					good.want(data)
-				}
+				bad := publishBesideABadOne(b, s)
 				if bad.ended() == nil {
 					t.Error("its stream is open")
 				}
@@ -9067,13 +9061,7 @@ func TestPanicOfANetConnCostsOneClient(t *testing.T) {
 			}
 			b.Detach(w, r, func(err error) { ended <- err })
 		})
-		good, bad := s.get("/", ""), s.get("/bad", "")
-		good.want("")
-		bad.want("")
-		for _, data := range []string{"1", "2"} {
-			b.Publish(Event{Data: data})
-			good.want(data)
-		}
+		publishBesideABadOne(b, s)
 		if err := <-ended; err != errPanic {
 			t.Errorf("done: got %v, want %v", err, errPanic)
 		}
@@ -9082,6 +9070,20 @@ func TestPanicOfANetConnCostsOneClient(t *testing.T) {
 		}
 		checkInvariants(t, b)
 	})
+}
+
+// publishBesideABadOne publishes two events, and wants that a client of "/" gets them beside
+// one of "/bad", which it returns.
+func publishBesideABadOne(b *Broker, s *pipeServer) (bad *pipeClient) {
+	s.t.Helper()
+	good, bad := s.get("/", ""), s.get("/bad", "")
+	good.want("")
+	bad.want("")
+	for _, data := range []string{"1", "2"} {
+		b.Publish(Event{Data: data})
+		good.want(data)
+	}
+	return bad
 }
 
 // Nor does what such a net.Conn or ResponseWriter does as it is closed or cut off.
@@ -9170,6 +9172,10 @@ func TestCutThatBlocks(t *testing.T) {
 		synctest.Wait()
 		if got := b.Stats().Clients; got != 2 || cuts.Load() != 2 {
 			t.Errorf("got %d clients and %d cuts, want the two whose cuts block, once each", got, cuts.Load())
+		}
+		isCutting := func(stack string) bool { return strings.Contains(stack, "(*subscriber).cutOff") }
+		if got := len(slices.DeleteFunc(allStacks(), func(stack string) bool { return !isCutting(stack) })); got != 2 {
+			t.Errorf("got %d goroutines that cut clients off, want one for each", got)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
